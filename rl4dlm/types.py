@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -178,18 +178,34 @@ class DenoiserSpec:
     """Longest sequence (prompt and completion) that the positions allow."""
 
 
+class AttentionLayout(Protocol):
+    """Where tokens stand and whom they attend to; see `rl4dlm.diffusion.blocks`."""
+
+    @property
+    def position(self) -> Tensor:
+        """int64 `[rows, queries]`."""
+        ...
+
+    def visible(self) -> Tensor:
+        """bool `[rows, queries, keys]`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A diffusion language model as everything above `models/` sees it: index i scores token i.
 
     `model` is the module, or a DeepSpeed engine around it, callable as
-    `model(input_ids, attention_mask, select=..., labels=None, temperature=1.0)` with
+    `model(input_ids, attention_mask, select=..., labels=None, temperature=1.0, layout=None)` with
 
         input_ids       int64 [rows, length], mask token where a position is hidden
         attention_mask  bool [rows, length], False = padding (neither attended nor counted in positions);
                         None = all real
         select          bool [rows, length], the positions whose logits are wanted; None = all
         labels          int64 [rows, length]: return log-probabilities of these ids instead of logits
+        layout          positions and attention other than the model's own (doubled, packed); it says
+                        which tokens are padding, too, so attention_mask is None beside it. None = as the
+                        model samples: all real tokens, or blocks from the first real token on
 
     It returns float32 logits `[selected, vocab]` in row-major order of `select`, forbidden ids at -inf, or,
     with labels, float32 log-probabilities `[selected]` (nats) under `softmax(logits / temperature)`, computed
@@ -201,9 +217,15 @@ class Denoiser:
     device: str = "cpu"
     """Where the inputs must lie."""
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor | None, select: Tensor) -> Tensor:
+    def logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        select: Tensor,
+        layout: AttentionLayout | None = None,
+    ) -> Tensor:
         """Float32 `[selected, vocab]`."""
-        return self.model(input_ids, attention_mask, select=select)
+        return self.model(input_ids, attention_mask, select=select, **_given(layout))
 
     def token_logp(
         self,
@@ -212,9 +234,22 @@ class Denoiser:
         select: Tensor,
         labels: Tensor,
         temperature: float = 1.0,
+        layout: AttentionLayout | None = None,
     ) -> Tensor:
         """Float32 `[selected]`, nats: log-probability of `labels` at the selected positions."""
-        return self.model(input_ids, attention_mask, select=select, labels=labels, temperature=temperature)
+        return self.model(
+            input_ids,
+            attention_mask,
+            select=select,
+            labels=labels,
+            temperature=temperature,
+            **_given(layout),
+        )
+
+
+def _given(layout: AttentionLayout | None) -> dict[str, AttentionLayout]:
+    """The keyword only where it is used: a model without layouts of its own need not know it."""
+    return {} if layout is None else {"layout": layout}
 
 
 def flatten(groups: Sequence[RolloutGroup]) -> list[Rollout]:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rl4dlm.models.llada_config import LLaDAConfig
 from rl4dlm.models.scoring import OutputHead
+from rl4dlm.types import AttentionLayout
 
 
 class RMSNorm(nn.Module):
@@ -154,7 +155,7 @@ class LLaDABackbone(nn.Module):
 class LLaDA(nn.Module):
     """LLaDA with the call of `rl4dlm.types.Denoiser`: index i scores the token at position i.
 
-    Not covered: dropout (the published value is 0), key-value caches, sequences packed in one row.
+    Not covered: dropout (the published value is 0), key-value caches.
     """
 
     def __init__(self, config: LLaDAConfig) -> None:
@@ -171,6 +172,7 @@ class LLaDA(nn.Module):
         select: Tensor | None = None,
         labels: Tensor | None = None,
         temperature: float = 1.0,
+        layout: AttentionLayout | None = None,
     ) -> Tensor:
         """Logits, or log-probabilities of labels, at the selected positions.
 
@@ -181,13 +183,18 @@ class LLaDA(nn.Module):
             select: bool `[rows, length]`; None = all. The head runs on these positions alone.
             labels: int64 `[rows, length]`, ids to score; read at the selected positions only.
             temperature: divides the logits before labels are scored; without labels it has no effect.
+            layout: positions and attention in place of `attention_mask`'s; None: every real token sees every
+                other.
 
         Returns:
             float32 `[selected, vocab]` in row-major order (`[rows, length, vocab]` without `select`),
             forbidden ids at -inf. With labels float32 `[selected]` (`[rows, length]`), nats; no tensor of the
             size of the logits is kept for the backward pass.
         """
-        key_mask, positions = key_mask_and_positions(input_ids, attention_mask)
+        if layout is None:
+            key_mask, positions = key_mask_and_positions(input_ids, attention_mask)
+        else:
+            key_mask, positions = layout.visible()[:, None], layout.position
         hidden = self.model(input_ids, key_mask, positions)
         if select is not None:
             hidden = hidden[select]
