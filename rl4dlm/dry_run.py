@@ -39,6 +39,8 @@ def _facts_table(recipe: Recipe, checks: Preflight) -> Table:
     )
     for note in checks.notes:
         table.add_row("data", note)
+    for warning in checks.warnings:
+        table.add_row("warning", warning)
     names = [f if isinstance(f, str) else f.path for f in recipe.reward.functions]
     table.add_row("rewards", ", ".join(names) + ": loaded and tried on two samples")
     device = f"{cluster.gpus_per_trainer:g} GPU" if cluster.gpus_per_trainer else "CPU"

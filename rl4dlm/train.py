@@ -129,6 +129,8 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
     placement = reserve(recipe.cluster, voice.say)
     for line in (*checks.notes, *placement.describe()):
         voice.tracker.note(line)
+    for line in checks.warnings:
+        voice.tracker.warn(line)
     policy = PolicyGroup(recipe, placement.trainers, voice.say)
     rewards = RewardWorkers(recipe.reward, placement.rewards, voice.say)
     run: Run | None = None

@@ -269,6 +269,29 @@ def clip_range_is_a_range(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if algorithm.type == "tracerl" and algorithm.process_chunk is not None and algorithm.value is None:
+        yield (
+            "algorithm.process_chunk",
+            f"algorithm.process_chunk = {algorithm.process_chunk} places rewards along the trace, and "
+            "without algorithm.value no value model turns them into advantages",
+            "add algorithm.value (an empty mapping takes its defaults), or leave process_chunk out",
+        )
+
+
+@rule
+def ranges_are_ranges(recipe: Recipe) -> Iterator[Finding]:
+    accuracy = getattr(recipe.algorithm, "accuracy_range", None)
+    if accuracy is not None and accuracy[0] > accuracy[1]:
+        yield (
+            "algorithm.accuracy_range",
+            f"algorithm.accuracy_range = {list(accuracy)}: no mean reward lies in it",
+            "give the lower end first, e.g. [0.2, 0.8]",
+        )
+
+
+@rule
 def warmup_ends(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.warmup_steps >= recipe.trainer.max_steps and recipe.trainer.max_steps > 1:
         yield (

@@ -13,6 +13,7 @@ from rl4dlm.types import DenoiserSpec
 METHODS: dict[str, str] = {
     "diffu_grpo": "diffu_grpo:DiffuGRPO",
     "gdpo": "gdpo:GDPO",
+    "tracerl": "tracerl:TraceRL",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
 
@@ -31,5 +32,9 @@ def make_method(config: AlgorithmConfig, setting: Setting | None = None) -> Trai
 
 def make_trainer(recipe: Recipe, spec: DenoiserSpec) -> Trainer:
     """The trainer of a recipe for a model of these facts."""
-    setting = Setting(temperature=recipe.rollout.temperature, spec=spec, seed=recipe.run.seed)
-    return make_method(recipe.algorithm, setting)
+    return make_method(recipe.algorithm, setting_of(recipe, spec))
+
+
+def setting_of(recipe: Recipe, spec: DenoiserSpec) -> Setting:
+    """What methods know of a run."""
+    return Setting(temperature=recipe.rollout.temperature, spec=spec, seed=recipe.run.seed)

@@ -87,6 +87,18 @@ BROKEN = [
         "set it to 1",
     ),
     ("clip_range_is_a_range", ["algorithm.epsilon=1"], "algorithm.epsilon", "below 1"),
+    (
+        "process_rewards_need_values",
+        ["algorithm={type: tracerl, process_chunk: 4}"],
+        "algorithm.process_chunk = 4",
+        "add algorithm.value",
+    ),
+    (
+        "ranges_are_ranges",
+        ["algorithm={type: tracerl, accuracy_range: [0.8, 0.2]}"],
+        "algorithm.accuracy_range",
+        "lower end first",
+    ),
     ("warmup_ends", ["trainer.warmup_steps=120"], "trainer.warmup_steps", "a tenth"),
 ]
 
