@@ -199,7 +199,7 @@ def _entropy_threshold(spec: SamplerSpec, step: StepInput, score: Tensor) -> tup
     return _at_least_one(above_threshold(score, step.eligible, -spec.entropy_budget, strict=False))
 
 
-def _draw_then_choose(spec: SamplerSpec, step: StepInput, *, count: Count = _scheduled) -> Decision:
+def draw_then_choose(spec: SamplerSpec, step: StepInput, *, count: Count = _scheduled) -> Decision:
     """Draw everywhere, keep the draws of highest probability: "remask the least confident".
 
     Source: LLaDA, arXiv:2502.09992, reference sampler.
@@ -216,7 +216,7 @@ Score = Callable[["SamplerSpec", StepInput], Tensor]
 """(sampler, step) -> `[seen]`: a score that knows no tokens."""
 
 
-def _choose_then_draw(
+def choose_then_draw(
     spec: SamplerSpec, step: StepInput, *, score: Score, count: Count = _scheduled
 ) -> Decision:
     """Choose positions by a score that knows no tokens, and draw at the chosen positions only."""
@@ -266,7 +266,7 @@ def _neg_entropy(spec: SamplerSpec, step: StepInput) -> Tensor:
     return neg_entropy(step.logits, spec.confidence_law)
 
 
-def _random(spec: SamplerSpec, step: StepInput) -> Tensor:
+def random_order(spec: SamplerSpec, step: StepInput) -> Tensor:
     return step.uniform(step.stream(ORDER_STREAM)).float()
 
 
@@ -321,12 +321,12 @@ def rcr(spec: SamplerSpec, step: StepInput) -> Decision:
 
 
 def _positions_first(score: Score, summary: str, count: Count = _scheduled, **facts: Any) -> Strategy:
-    decided = partial(_choose_then_draw, score=score, count=count)
+    decided = partial(choose_then_draw, score=score, count=count)
     return Strategy(decided, summary, exact_law=True, **facts)
 
 
 def _tokens_first(summary: str, count: Count = _scheduled, **facts: Any) -> Strategy:
-    return Strategy(partial(_draw_then_choose, count=count), summary, **facts)
+    return Strategy(partial(draw_then_choose, count=count), summary, **facts)
 
 
 _ORDER = ("order_temperature",)
@@ -343,7 +343,7 @@ STRATEGIES: dict[str, Strategy] = {
     "top_probability": _positions_first(
         _top_probability, "positions of highest top probability, then draw there", settings=_ORDER
     ),
-    "random": _positions_first(_random, "positions in random order"),
+    "random": _positions_first(random_order, "positions in random order"),
     "ar": _positions_first(_leftmost, "positions from left to right"),
     "margin": _positions_first(
         _margin, "positions where the best token is farthest ahead of the next", settings=_ORDER
