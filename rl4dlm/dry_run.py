@@ -9,6 +9,7 @@ from rl4dlm.cost import GIB, Cost, cost_of
 from rl4dlm.preflight import Preflight, preflight
 from rl4dlm.recipe import Recipe
 from rl4dlm.run_folder import RunFolder
+from rl4dlm.trainers import make_trainer
 
 
 def dry_run(recipe: Recipe, console: Console | None = None) -> None:
@@ -18,6 +19,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
         UserError: as `train` would, before anything is started.
     """
     checks = preflight(recipe)
+    make_trainer(recipe, checks.spec)
     first = checks.prompts.batch(0, recipe.rollout.prompts_per_update)
     prompt_tokens = max(len(prompt.token_ids) for prompt in first)
     out = console or Console()

@@ -76,6 +76,7 @@ def train(recipe: Recipe, *, resume: bool = False, step: int | None = None) -> R
     folder = RunFolder.of(recipe)
     checkpoint = folder.starting_point(recipe, resume=resume, step=step)
     checks = preflight(recipe)
+    make_trainer(recipe, checks.spec)  # a method that cannot be made is the user's to mend, before a start
     with ray_session(recipe.cluster, print):
         if resume:
             folder.reopen(recipe)

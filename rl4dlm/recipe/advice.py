@@ -25,7 +25,14 @@ def warnings_of(recipe: Recipe) -> list[str]:
     return [f"{problem}.\nBetter: {remedy}." for check in ADVICE for _, problem, remedy in check(recipe)]
 
 
-DRAWS_BEFORE_IT_CHOOSES = ("low_confidence",)
+DRAWS_BEFORE_IT_CHOOSES = (
+    "low_confidence",
+    "dream_maskgit_plus",
+    "dynamic",
+    "threshold",
+    "factor",
+    "rcr",
+)
 """Samplers under which the committed token does not follow the model's conditional law."""
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rl4dlm.recipe.sections import Config, RolloutConfig
 
@@ -223,5 +224,26 @@ class TraceRLConfig(TokenLevel, Referenced):
         return float(-(-rollout.diffusion_steps // self.shrink))
 
 
-AlgorithmConfig = Annotated[GDPOConfig | DiffuGRPOConfig | TraceRLConfig, Field(discriminator="type")]
+class PluginConfig(Method):
+    """A method of your own: a class in a file or module; docs/methods.md has a worked example."""
+
+    type: Literal["plugin"] = "plugin"
+
+    path: str = Field(pattern=r"^.+:[A-Za-z_]\w*$")
+    """`my_method.py:MyMethod` or `package.module:MyMethod`."""
+
+    settings: dict[str, Any] = {}
+    """The method's own settings, checked by its class `Settings`."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str) -> str:
+        """Files by their absolute path: workers have working directories of their own."""
+        place, _, name = path.rpartition(":")
+        return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else path
+
+
+AlgorithmConfig = Annotated[
+    GDPOConfig | DiffuGRPOConfig | TraceRLConfig | PluginConfig, Field(discriminator="type")
+]
 """The union of all methods, discriminated by `type`."""

@@ -24,7 +24,14 @@ def make_method(config: AlgorithmConfig, setting: Setting | None = None) -> Trai
     Args:
         config: from a recipe.
         setting: what it must know of the run; None: temperature 1, full attention.
+
+    Raises:
+        PluginError: a method from outside the package cannot be used.
     """
+    if config.type == "plugin":
+        from rl4dlm.trainers.plugin import load_plugin
+
+        return load_plugin(config, setting)
     module, name = METHODS[config.type].split(":")
     method: Callable[..., Trainer] = getattr(import_module(f"rl4dlm.trainers.{module}"), name)
     return method(config, setting)

@@ -15,7 +15,7 @@ from rl4dlm.advantage.gae import TraceAdvantage, trace_gae
 from rl4dlm.likelihood.states import States, state_values
 from rl4dlm.loss.value import clipped_value_error
 from rl4dlm.recipe.algorithms import TraceRLConfig, ValueConfig
-from rl4dlm.trainers.base import Metrics, MicroBatch, Setting, StepSize
+from rl4dlm.trainers.base import Metrics, MicroBatch, Replay, Setting, StepSize
 from rl4dlm.trainers.state_trainer import Rows, stack_metrics
 from rl4dlm.trainers.tracerl import TOKEN_REWARD
 from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
@@ -35,6 +35,11 @@ class TraceValue(TrajectoryTrainer):
         self.value = value
         self.num_iterations = value.num_iterations
         self.needs_reference = False
+
+    @property
+    def replay(self) -> Replay | None:
+        """Values are not weighed by importance."""
+        return None
 
     def has_loss(self, batch: TrainBatch) -> np.ndarray:
         """Every completion teaches its value."""

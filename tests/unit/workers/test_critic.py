@@ -15,7 +15,7 @@ from rl4dlm.loss.value import with_explained_variance
 from rl4dlm.recipe.algorithms import TraceRLConfig, ValueConfig
 from rl4dlm.recipe.sections import TrainerConfig
 from rl4dlm.trainers.base import Setting
-from rl4dlm.trainers.token_trainer import ADVANTAGE
+from rl4dlm.trainers.token_trainer import ADVANTAGE, IMPORTANCE
 from rl4dlm.trainers.trace_value import TraceValue
 from rl4dlm.trainers.tracerl import TraceRL
 from rl4dlm.types import Denoiser
@@ -72,6 +72,12 @@ def test_the_advantage_is_reward_minus_value_and_training_explains_more():
     ]
     # The first states of a group are alike, so its values cannot tell completions apart: never all of it.
     assert 0.3 < explained[1] < 1.0 and explained[0] < 0
+
+
+def test_importance_weights_concern_the_policy_alone():
+    config = TraceRLConfig(value=ValueConfig(), importance_correction="truncated")
+    judged, _ = critic_of(config)[0].run(batch_of(config))
+    assert ADVANTAGE in judged.extra and IMPORTANCE not in judged.extra
 
 
 def test_ranks_and_budgets_change_neither_advantages_nor_metrics():
