@@ -13,6 +13,7 @@ from rl4dlm.types import DenoiserSpec
 METHODS: dict[str, str] = {
     "diffu_grpo": "diffu_grpo:DiffuGRPO",
     "gdpo": "gdpo:GDPO",
+    "mdpo": "mdpo:MDPO",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
 

@@ -49,6 +49,7 @@ class StateTrainer:
 
     needs_old = True
     scores_steps = False
+    needs_predictions = False
     separable = False
     """The loss is a sum over the targets of single states: a row may be split without knowing the rest."""
     temperature = 1.0
