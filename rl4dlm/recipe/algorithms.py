@@ -36,6 +36,11 @@ class Method(Config):
         """Whether a frozen reference policy is needed."""
         return False
 
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether rollouts must hold what the sampler predicted at every masked position of every step."""
+        return False
+
 
 class Clipped(Method):
     """Methods with clipped ratios."""
@@ -180,6 +185,11 @@ class MDPOConfig(Corrected, Referenced):
     scale_rewards: Literal["none", "group", "group_population"] = "group"
     """Divide a step's advantages by the group's sample standard deviation at that step (`group`), by the
     population's (`group_population`), or not (`none`)."""
+
+    @property
+    def needs_predictions(self) -> bool:
+        """They are its actions."""
+        return True
 
     def states_per_completion(self, rollout: RolloutConfig) -> float:
         """K, or all steps that are verified where these are fewer."""

@@ -28,7 +28,7 @@ from rl4dlm.likelihood.predictions import VisitedStates, inverse_mask_rate, pred
 from rl4dlm.likelihood.states import States, rectangle
 from rl4dlm.recipe.algorithms import MDPOConfig
 from rl4dlm.rollout.partial import predicted_texts, rewarded_steps
-from rl4dlm.trainers.base import Metrics, Replay, Setting, StepSize
+from rl4dlm.trainers.base import Metrics, MicroBatch, Replay, Setting, StepSize
 from rl4dlm.trainers.state_trainer import Rows, place_states
 from rl4dlm.trainers.token_trainer import ADVANTAGE, TokenTrainer
 from rl4dlm.types import Rollout, RolloutGroup, TrainBatch, flatten
@@ -38,7 +38,6 @@ class MDPO(TokenTrainer):
     """The method as a `Trainer`; its estimate is `[rows, K, completion]`, nats per predicted token."""
 
     scores_steps = True
-    needs_predictions = True
     separable = True
 
     def __init__(self, config: MDPOConfig, setting: Setting | None = None) -> None:
@@ -131,14 +130,14 @@ class MDPO(TokenTrainer):
         """Every state's own log-probabilities, `[rows, K, completion]`."""
         return place_states(logp, states, num_rows, self.config.sample_train_steps)
 
-    def live(self, rows: Rows) -> Tensor:
-        """The targets of the states of this pass."""
-        return self.combine(rows.states.target.to(rows.advantage), rows.states, len(rows.advantage)) > 0
-
     def weights(self, rows: Rows, step: StepSize) -> Tensor:
         """c_ij / |S_i|, over the chosen steps and the completions."""
-        weight, live = rows.extra["token_weight"], self.live(rows)
-        return torch.where(live, weight, torch.zeros_like(weight)) / step.num_rows
+        return rows.live * rows.extra["token_weight"] / step.num_rows
+
+    def _rows(self, batch: TrainBatch, micro: MicroBatch, states: States, value: Tensor, inner: int) -> Rows:
+        """Judged are the targets of this pass, each in its state: `[rows, K, completion]`."""
+        live = self.combine(states.target.to(value), states, len(micro.rows)) > 0
+        return replace(super()._rows(batch, micro, states, value, inner), live=live)
 
 
 def _step_metrics(step_rewards: Sequence[np.ndarray], choice: StepChoice, visited: VisitedStates) -> Metrics:

@@ -49,7 +49,6 @@ class StateTrainer:
 
     needs_old = True
     scores_steps = False
-    needs_predictions = False
     separable = False
     """The loss is a sum over the targets of single states: a row may be split without knowing the rest."""
     temperature = 1.0
@@ -60,6 +59,7 @@ class StateTrainer:
         self.setting = setting or Setting()
         self.num_iterations: int = config.num_iterations
         self.needs_reference: bool = config.keeps_reference
+        self.needs_predictions: bool = config.needs_predictions
 
     @property
     def replay(self) -> Replay | None:

@@ -35,7 +35,6 @@ IMPORTANCE = "importance"
 class TokenTrainer(StateTrainer):
     """A `StateTrainer` whose estimate is one log-probability per token, `[rows, completion]` nats.
 
-    A method whose tokens are drawn several times replaces `live` and `weights`, and may have more dimensions.
     Its settings have `epsilon`, `epsilon_high`, `log_ratio_clamp`, `aggregation` and `importance_correction`,
     and, where the method has them, `beta` with `kl_estimator`, and `trust_beta`.
     """
@@ -63,10 +62,6 @@ class TokenTrainer(StateTrainer):
         """The recorded trajectories, where importance weights are computed from them."""
         return {} if self.replay is None else trajectory_arrays(rollouts), {}
 
-    def live(self, rows: Rows) -> Tensor:
-        """bool, of the estimate's shape: tokens that the objective is to judge."""
-        return rows.live
-
     def weights(self, rows: Rows, step: StepSize) -> Tensor:
         """The share a_i of each token in the loss, `[rows, completion]`."""
         return token_weights(
@@ -81,7 +76,7 @@ class TokenTrainer(StateTrainer):
         self, value: Tensor, rows: Rows, old: Tensor | None, ref: Tensor | None, step: StepSize
     ) -> tuple[Tensor, Metrics]:
         """See `StateTrainer.objective`."""
-        share, live = self.weights(rows, step), self.live(rows)
+        share, live = self.weights(rows, step), rows.live
         log_ratio = _where(live, value - (value.detach() if old is None else old))
         surrogate = self._surrogate(log_ratio, rows)
         policy_loss = -(share * _where(live, surrogate.gain * _importance(rows))).sum()
@@ -125,7 +120,7 @@ class TokenTrainer(StateTrainer):
         step: StepSize,
     ) -> Metrics:
         """Shares of the step's metrics: over all actions; ratio and log-probability over those run."""
-        live = self.live(rows)
+        live = rows.live
         low, high = (_where(live, clipped.to(value)) for clipped in _clipped(surrogate, live))
         ratio = surrogate.ratio.masked_select(live)
         values = {
