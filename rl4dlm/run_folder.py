@@ -74,6 +74,8 @@ class RunFolder:
         self.warm_start = root / "warm_start"
         self.model = root / "model"
         self.rollouts = root / "rollouts"
+        self.prompt_filter = root / "prompt_filter.jsonl"
+        """A line per prompt that `data.over_denoising` tried."""
         self.log = root / "log.txt"
 
     @classmethod

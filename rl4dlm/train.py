@@ -7,27 +7,39 @@ import math
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from rl4dlm.data import KeptPrompts, PromptSource
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import RewardError, UpdateError
-from rl4dlm.evaluate import evaluate, group_rollouts, is_correct, make_requests, score_groups, score_steps
+from rl4dlm.evaluate import (
+    evaluate,
+    group_rollouts,
+    is_correct,
+    make_requests,
+    score_groups,
+    score_steps,
+    verify_steps,
+)
 from rl4dlm.models import save
 from rl4dlm.preflight import Preflight, preflight
+from rl4dlm.prompt_filter import num_tried, over_denoised_prompts
 from rl4dlm.recipe import Recipe
+from rl4dlm.recipe.sections import OverDenoisingFilter
 from rl4dlm.reward.scores import num_not_applicable, too_many_failures
-from rl4dlm.rollout import to_table, write_parquet
+from rl4dlm.rollout import mix_block_lengths, to_table, write_parquet
 from rl4dlm.run_folder import RunFolder, storage
 from rl4dlm.tracking import Tracker, require_finite
 from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.base import Trainer
-from rl4dlm.types import Rollout, RolloutGroup, Scores, flatten
+from rl4dlm.types import Prompt, Rollout, RolloutGroup, Scores, flatten
 from rl4dlm.workers.placement import Placement, ray_session, reserve
 from rl4dlm.workers.policy_group import PolicyGroup, RankDied
 from rl4dlm.workers.reward_worker import RewardWorkers
@@ -52,6 +64,8 @@ class Run:
     policy: PolicyGroup
     rollouts: RolloutPool
     rewards: RewardWorkers
+    prompts: PromptSource
+    """Training prompts; fewer than the data's where they are filtered."""
     update: int = 0
     """Updates done; also the version of the weights."""
     warned: set[str] = field(default_factory=set)
@@ -143,7 +157,10 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
             model_path = _warm_start(recipe, folder, policy, voice.tracker, model_path)
         rollouts = RolloutPool(recipe, model_path, placement.rollouts, voice.say)
         trainer = make_trainer(recipe, checks.spec)
-        run = Run(recipe, folder, checks, voice, placement, trainer, model_path, policy, rollouts, rewards)
+        run = Run(
+            recipe, folder, checks, voice, placement, trainer, model_path, policy, rollouts, rewards,
+            checks.prompts,
+        )  # fmt: skip
         voice.say("loading the model on all workers")
         policy.load(model_path)
         rollouts.wait_ready()
@@ -194,8 +211,48 @@ def _begin(run: Run) -> None:
         run.policy.restore(checkpoint.folder)
         run.update = checkpoint.update
     _sync(run)
+    run.prompts = _training_prompts(run)
     if not run.tracker.evaluated(0) and run.update == 0:
         _evaluate(run)
+
+
+def _training_prompts(run: Run) -> PromptSource:
+    """All prompts of the data, or those that `data.over_denoising` keeps."""
+    settings, source = run.recipe.data.over_denoising, run.checks.prompts
+    if settings is None:
+        return source
+    total = num_tried(source, settings.num_prompts)
+    kept = over_denoised_prompts(
+        source,
+        settings.num_prompts,
+        run.folder.prompt_filter,
+        partial(_verify, run, settings),
+        lambda tried, kept: run.voice.say(f"data.over_denoising: {tried} of {total} tried, {kept} kept"),
+        batch=run.recipe.rollout.prompts_per_update * run.recipe.rollout.num_generations,
+        first_weights=run.update == 0,
+    )
+    run.tracker.note(f"data.over_denoising: {len(kept)} of {total} training prompts are kept")
+    found = KeptPrompts(source, kept, seed=run.recipe.run.seed, shuffle=run.recipe.data.shuffle)
+    found.batch(0, run.recipe.rollout.prompts_per_update)
+    return found
+
+
+def _verify(run: Run, settings: OverDenoisingFilter, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+    """Which steps of a decode of each prompt predict a correct answer."""
+    spec = SamplerSpec.from_config(run.recipe.rollout, temperature=settings.temperature)
+    verdicts, scores = verify_steps(
+        run.rollouts,
+        run.rewards,
+        prompts,
+        run.recipe,
+        spec,
+        settings.block_lengths,
+        model=run.checks.spec,
+        decode=run.checks.decode,
+        version=run.update,
+    )
+    _refuse_failing_rewards(run, scores, run.update)
+    return verdicts
 
 
 def _loop(run: Run) -> None:
@@ -253,10 +310,13 @@ def _one_update(run: Run, update: int) -> None:
 
 def _sample(run: Run, update: int) -> list[RolloutGroup]:
     rollout = run.recipe.rollout
-    prompts = run.checks.prompts.batch(update - 1, rollout.prompts_per_update)
-    requests = make_requests(prompts, rollout.num_generations, run.recipe.run.seed, "rollout", update)
-    drawn = run.rollouts.generate(requests, SamplerSpec.from_config(rollout), run.update)
-    return group_rollouts(prompts, drawn)
+    prompts = run.prompts.batch(update - 1, rollout.prompts_per_update)
+    seed = run.recipe.run.seed
+    requests = make_requests(prompts, rollout.num_generations, seed, "rollout", update)
+    requests = mix_block_lengths(requests, rollout.block_lengths, seed, "block_length", update)
+    record = rollout.record_predictions or run.trainer.needs_predictions
+    spec = replace(SamplerSpec.from_config(rollout), record_predictions=record)
+    return group_rollouts(prompts, run.rollouts.generate(requests, spec, run.update))
 
 
 def _score_steps(
@@ -304,7 +364,14 @@ def _refuse_failing_rewards(run: Run, scores: Scores, update: int) -> None:
 def _write_rollouts(run: Run, groups: list[RolloutGroup], scores: Scores, update: int) -> None:
     every = run.recipe.tracking.rollouts_every
     if every and update % every == 0:
-        table = to_table(groups, scores, update=update, record_states=run.recipe.rollout.record_states)
+        rollout = run.recipe.rollout
+        table = to_table(
+            groups,
+            scores,
+            update=update,
+            record_states=rollout.record_states,
+            record_predictions=rollout.record_predictions,
+        )
         with storage(f"{run.folder.rollouts} could not be written"):
             run.folder.rollouts.mkdir(exist_ok=True)
             write_parquet(table, run.folder.rollouts / f"update_{update:06d}.parquet")

@@ -42,6 +42,11 @@ class Method(Config):
         """Whether the likelihood is that of the sampler's trajectory, so that the sampler's law matters."""
         return False
 
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether rollouts must hold what the sampler predicted at every masked position of every step."""
+        return False
+
 
 class Clipped(Method):
     """Methods with clipped ratios."""
@@ -72,12 +77,8 @@ class Referenced(Method):
         return self.beta > 0
 
 
-class TokenLevel(Clipped):
-    """Methods with one ratio per token."""
-
-    aggregation: Literal["token_mean", "seq_mean", "canvas"] = "token_mean"
-    """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
-    completions of each one's mean. `canvas`: the sum divided by completions times canvas length."""
+class Corrected(Clipped):
+    """Methods whose tokens can be weighed by how much likelier they are now than when they were drawn."""
 
     importance_correction: Literal["none", "truncated"] = "none"
     """`truncated`: weigh each token by min(p_trainer / p_sampler, importance_cap), where p_trainer replays
@@ -91,6 +92,14 @@ class TokenLevel(Clipped):
     def scores_trajectories(self) -> bool:
         """Importance weights replay trajectories."""
         return self.importance_correction != "none"
+
+
+class TokenLevel(Corrected):
+    """Methods with one ratio per token."""
+
+    aggregation: Literal["token_mean", "seq_mean", "canvas"] = "token_mean"
+    """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
+    completions of each one's mean. `canvas`: the sum divided by completions times canvas length."""
 
 
 class GDPOConfig(Clipped, Referenced):
@@ -243,7 +252,58 @@ class PluginConfig(Method):
         return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else path
 
 
+class MDPOConfig(Corrected, Referenced):
+    """Masked Diffusion Policy Optimization (MDPO, arXiv:2508.13148): every denoising step is rewarded by
+    verifying the whole answer it predicts."""
+
+    type: Literal["mdpo"] = "mdpo"
+
+    adv_kind: Literal["reward", "mean_future_incl", "diff", "diff_plus_future"] = "diff_plus_future"
+    """What a step is worth, before it is compared with the group's other completions at the same step:
+    `diff_plus_future` its improvement plus the mean reward of later steps, `diff` the improvement alone,
+    `mean_future_incl` the mean reward from it on, `reward` its own reward."""
+
+    sample_train_steps: int = Field(8, ge=1)
+    """K: steps of each prompt group that are trained on, those where the completions differ most. One model
+    input per completion and chosen step."""
+
+    reward_stride: int = Field(1, ge=1)
+    """Verify every n-th step and the last one; the others are not trained on. 1 verifies all."""
+
+    lambda_mode: Literal["inv_mask_frac", "none"] = "inv_mask_frac"
+    """`inv_mask_frac`: a step's policy term is multiplied by canvas length / masked positions, as in the
+    ELBO; late steps then weigh most. `none`: all steps alike."""
+
+    token_weights: Literal["confidence", "uniform"] = "confidence"
+    """Weight of a predicted token: the sampler's confidence in it (published), or 1."""
+
+    train_beyond_block: bool = True
+    """Train on predictions beyond the active block, too: the action is the whole prediction."""
+
+    beta: float = Field(0.02, ge=0)
+    """Weight of the KL to the reference policy (the weights that training starts from); 0: none is kept."""
+
+    completion_scope: Literal["canvas"] = "canvas"
+    """The action is every masked position of a visited state; there is nothing to choose."""
+
+    scale_rewards: Literal["none", "group", "group_population"] = "group"
+    """Divide a step's advantages by the group's sample standard deviation at that step (`group`), by the
+    population's (`group_population`), or not (`none`)."""
+
+    @property
+    def needs_predictions(self) -> bool:
+        """They are its actions."""
+        return True
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """K, or all steps that are verified where these are fewer."""
+        return float(
+            min(self.sample_train_steps, -(-(rollout.diffusion_steps - 1) // self.reward_stride) + 1)
+        )
+
+
 AlgorithmConfig = Annotated[
-    GDPOConfig | DiffuGRPOConfig | TraceRLConfig | PluginConfig, Field(discriminator="type")
+    DiffuGRPOConfig | GDPOConfig | MDPOConfig | TraceRLConfig | PluginConfig,
+    Field(discriminator="type"),
 ]
 """The union of all methods, discriminated by `type`."""

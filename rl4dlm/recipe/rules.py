@@ -96,12 +96,21 @@ def char_tokenizer_has_characters(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def blocks_divide_the_canvas(recipe: Recipe) -> Iterator[Finding]:
-    rollout = recipe.rollout
-    length, block, steps = rollout.max_completion_length, rollout.block_length, rollout.diffusion_steps
+    yield from _unfit_blocks(recipe, "rollout.block_length", recipe.rollout.block_length)
+    for block in recipe.rollout.block_lengths or ():
+        yield from _unfit_blocks(recipe, "rollout.block_lengths", block)
+    tried = recipe.data.over_denoising
+    for block in (tried.block_lengths or ()) if tried is not None else ():
+        yield from _unfit_blocks(recipe, "data.over_denoising.block_lengths", block)
+
+
+def _unfit_blocks(recipe: Recipe, key: str, block: int) -> Iterator[Finding]:
+    """What does not fit about blocks of some length, set by `key`."""
+    length, steps = recipe.rollout.max_completion_length, recipe.rollout.diffusion_steps
     if length % block:
         yield (
-            "rollout.block_length",
-            f"rollout.block_length = {block} does not divide rollout.max_completion_length = {length}",
+            key,
+            f"{key} = {block} does not divide rollout.max_completion_length = {length}",
             f"use a divisor such as {divisors_near(block, length)}",
         )
         return
@@ -111,15 +120,51 @@ def blocks_divide_the_canvas(recipe: Recipe) -> Iterator[Finding]:
         yield (
             "rollout.diffusion_steps",
             f"rollout.diffusion_steps = {steps} cannot be shared equally by {blocks} blocks "
-            f"(rollout.max_completion_length / rollout.block_length)",
+            f"(rollout.max_completion_length / {key})",
             f"use a multiple of {blocks} such as {' or '.join(map(str, near))}",
         )
-    elif steps > length:
+    elif steps > length and key == "rollout.block_length":
         yield (
             "rollout.diffusion_steps",
             f"rollout.diffusion_steps = {steps} exceeds rollout.max_completion_length = {length}: "
             "a step commits at least one token",
             f"use {length} or less",
+        )
+
+
+# Samplers whose confidence in a position is no probability.
+_NO_PROBABILITY = (
+    "random",
+    "ar",
+    "neg_entropy",
+    "dream_origin",
+    "dream_entropy",
+    "entropy_bound",
+    "entropy_bound_cumsum",
+    "entropy_threshold",
+)
+
+
+@rule
+def confidences_are_weights(recipe: Recipe) -> Iterator[Finding]:
+    algorithm, remasking = recipe.algorithm, recipe.rollout.remasking
+    weighs = algorithm.type == "mdpo" and algorithm.token_weights == "confidence"
+    if weighs and remasking in _NO_PROBABILITY:
+        yield (
+            "rollout.remasking",
+            f"rollout.remasking = {remasking} has confidences that are no probabilities, and "
+            "algorithm.token_weights = confidence weighs predictions by them",
+            "set algorithm.token_weights: uniform, or use low_confidence or rcr",
+        )
+
+
+@rule
+def predictions_belong_to_states(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.rollout.record_predictions and not recipe.rollout.record_states:
+        yield (
+            "rollout.record_predictions",
+            "rollout.record_predictions = true, and rollout.record_states = false keeps no trajectories",
+            "set rollout.record_states: true",
         )
 
 

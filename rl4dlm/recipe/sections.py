@@ -119,6 +119,21 @@ class Sudoku4Task(Config):
 TaskConfig = Annotated[SortTask | CountdownTask | Sudoku4Task, Field(discriminator="name")]
 
 
+class OverDenoisingFilter(Config):
+    """Train only on prompts whose answer is right at some step of a decode and wrong at its end (MDPO,
+    arXiv:2508.13148): found by decoding training prompts before the first update and verifying each step."""
+
+    num_prompts: int = Field(2048, gt=0)
+    """Training prompts that are tried, each once."""
+
+    temperature: float = Field(0.0, ge=0)
+    """Of these decodes; 0 is greedy (published; for Dream 0.1)."""
+
+    block_lengths: list[Annotated[int, Field(gt=0)]] | None = Field(None, min_length=1)
+    """Draw the block length of each decode from these (published: 32 and 512); None:
+    `rollout.block_length`."""
+
+
 class DataConfig(Config):
     """Where prompts come from: a procedural task, or a dataset read by `datasets`."""
 
@@ -164,6 +179,9 @@ class DataConfig(Config):
     shuffle: bool = True
     """Draw the rows of each epoch in a seeded random order."""
 
+    over_denoising: OverDenoisingFilter | None = None
+    """Train only on prompts that the model solves on the way and then spoils; None: on all."""
+
 
 class RolloutConfig(Config):
     """How completions are sampled."""
@@ -179,6 +197,10 @@ class RolloutConfig(Config):
 
     block_length: int = Field(32, gt=0)
     """Tokens denoised together, blocks from left to right; must divide `max_completion_length`."""
+
+    block_lengths: list[Annotated[int, Field(gt=0)]] | None = Field(None, min_length=1)
+    """Draw the block length of each prompt's completions from these, anew in every update (MDPO: 128 and
+    512); each must fit as `block_length` must. None: always `block_length`, which evaluation uses anyhow."""
 
     diffusion_steps: int = Field(128, gt=0)
     """Denoising steps per completion; the number of blocks must divide it. At most one step per token."""
@@ -249,6 +271,10 @@ class RolloutConfig(Config):
 
     record_states: bool = True
     """Keep step maps and log-probabilities of every rollout in the run's parquet files."""
+
+    record_predictions: bool = False
+    """Keep there, too, what the sampler would have written at every masked position of every step: 12 bytes
+    per masked position and step. Methods that train on it (`mdpo`) get it either way."""
 
 
 class RewardFunction(Config):

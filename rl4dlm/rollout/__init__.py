@@ -14,7 +14,7 @@ from rl4dlm.rollout.record import (
     write_parquet,
 )
 from rl4dlm.rollout.reference import generate_reference
-from rl4dlm.rollout.request import Request
+from rl4dlm.rollout.request import Request, mix_block_lengths
 
 __all__ = [
     "Engine",
@@ -24,6 +24,7 @@ __all__ = [
     "commits_of",
     "from_table",
     "generate_reference",
+    "mix_block_lengths",
     "prediction_at",
     "state_before",
     "step_prediction",

@@ -177,6 +177,7 @@ def to_table(
     update: int,
     advantage: np.ndarray | None = None,
     record_states: bool = True,
+    record_predictions: bool = True,
 ) -> pa.Table:
     """Rollouts as a table, one row per completion in canonical order.
 
@@ -187,6 +188,7 @@ def to_table(
         update: the update that they were sampled for.
         advantage: float32 `[batch]`, or None.
         record_states: keep the traces; without them the table cannot be read back into rollouts.
+        record_predictions: keep predictions in the traces that have them; they are most of a rollout's bytes.
 
     Returns:
         The table. A reward of NaN means none: not applicable, or the function failed.
@@ -200,7 +202,8 @@ def to_table(
     if record_states:
         for name, dtype in _TRACE.items():
             columns[name] = _lists([getattr(rollout.trace, name) for rollout in rollouts], dtype)
-        columns |= _record_columns(rollouts)
+        wanted = [name for name in _RECORDS if name != "predictions" or record_predictions]
+        columns |= _record_columns(rollouts, wanted)
     prompts = [_prompt_row(group.prompt) for group in groups for _ in group.rollouts]
     for i, name in enumerate(_PROMPT):
         columns[name] = pa.array([row[i] for row in prompts], pa.string())
@@ -214,13 +217,13 @@ def to_table(
     return pa.table(columns)
 
 
-def _record_columns(rollouts: Sequence[Rollout]) -> dict[str, pa.Array]:
+def _record_columns(rollouts: Sequence[Rollout], wanted: Sequence[str]) -> dict[str, pa.Array]:
     """Columns such as `events/op` for the records that some rollout has; null where a rollout has none."""
     columns = {}
-    for name, (_, fields) in _RECORDS.items():
+    for name in wanted:
         records = [getattr(rollout.trace, name) for rollout in rollouts]
         if any(record is not None for record in records):
-            for field, dtype in fields.items():
+            for field, dtype in _RECORDS[name][1].items():
                 values = [None if record is None else getattr(record, field) for record in records]
                 columns[f"{name}/{field}"] = pa.array(values, pa.list_(dtype))
     return columns

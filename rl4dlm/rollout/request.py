@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rl4dlm.decoding import SamplerSpec
+from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import DataError, RecipeError
 from rl4dlm.types import DenoiserSpec
 
@@ -40,6 +41,21 @@ class Request:
         return replace(
             spec, block_length=self.block_length or spec.block_length, steps=self.steps or spec.steps
         )
+
+
+def mix_block_lengths(
+    requests: Sequence[Request], block_lengths: Sequence[int] | None, *path: int | str
+) -> list[Request]:
+    """A block length for each prompt, drawn uniformly: all completions of a prompt share it.
+
+    Args:
+        block_lengths: to draw from; None leaves the requests as they are.
+        path: of the seed (run seed, purpose, update); the prompt's uid completes it.
+    """
+    if block_lengths is None:
+        return list(requests)
+    draw = {uid: derive_seed(*path, uid) % len(block_lengths) for uid in {r.prompt_uid for r in requests}}
+    return [replace(request, block_length=block_lengths[draw[request.prompt_uid]]) for request in requests]
 
 
 def check_lengths(requests: Sequence[Request], gen_len: int, spec: DenoiserSpec) -> None:

@@ -14,6 +14,7 @@ METHODS: dict[str, str] = {
     "diffu_grpo": "diffu_grpo:DiffuGRPO",
     "gdpo": "gdpo:GDPO",
     "tracerl": "tracerl:TraceRL",
+    "mdpo": "mdpo:MDPO",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
 

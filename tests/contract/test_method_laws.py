@@ -28,6 +28,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gdpo-kl": {"type": "gdpo", "beta": 0.2, "num_nodes": 2},
     "diffu_grpo": {"type": "diffu_grpo", "beta": 0.0},
     "diffu_grpo-kl": {"type": "diffu_grpo", "p_mask_prompt": 0.5},
+    "mdpo": {"type": "mdpo", "beta": 0.0},
+    "mdpo-kl": {"type": "mdpo", "sample_train_steps": 2, "beta": 0.5, "token_weights": "uniform"},
+    "mdpo-options": {
+        "type": "mdpo",
+        "beta": 0.0,
+        "adv_kind": "reward",
+        "reward_stride": 2,
+        "lambda_mode": "none",
+        "train_beyond_block": False,
+        "importance_correction": "truncated",
+    },
     "diffu_grpo-importance": {"type": "diffu_grpo", "importance_correction": "truncated"},
     "tracerl": {"type": "tracerl"},
     "tracerl-shrunk": {"type": "tracerl", "shrink": 2, "aggregation": "step_mean", "beta": 0.1},
@@ -54,7 +65,7 @@ def batch_of(trainer: Trainer, reward=REWARD, groups=None) -> TrainBatch:
         decodes = trainer.partial_decodes(groups)
         final = [0.5 if np.isnan(value) else value for value in reward]
         step_rewards = [
-            final[i] * rng.integers(0, 2, len(texts)).astype(np.float32) for i, texts in enumerate(decodes)
+            final[i] * rng.uniform(0.5, 1, len(texts)).astype(np.float32) for i, texts in enumerate(decodes)
         ]
         assert len(decodes) == len(flatten(groups))
     batch, _ = trainer.prepare(

@@ -37,6 +37,30 @@ BROKEN = [
         "multiple of 4 such as 4 or 8",
     ),
     ("blocks_divide_the_canvas", ["rollout.diffusion_steps=9"], "rollout.diffusion_steps", "8 or less"),
+    (
+        "blocks_divide_the_canvas",
+        ["rollout.block_lengths=[8, 3]"],
+        "rollout.block_lengths = 3",
+        "1 or 2 or 4",
+    ),
+    (
+        "blocks_divide_the_canvas",
+        ["data.over_denoising.block_lengths=[8, 2]", "rollout.diffusion_steps=6"],
+        "4 blocks (rollout.max_completion_length / data.over_denoising.block_lengths)",
+        "multiple of 4",
+    ),
+    (
+        "confidences_are_weights",
+        ["algorithm={type: mdpo}", "rollout.remasking=random"],
+        "rollout.remasking = random",
+        "token_weights: uniform",
+    ),
+    (
+        "predictions_belong_to_states",
+        ["rollout.record_predictions=true", "rollout.record_states=false"],
+        "rollout.record_predictions",
+        "record_states: true",
+    ),
     ("groups_have_company", ["rollout.num_generations=1"], "rollout.num_generations", "at least 2"),
     ("something_to_explore", ["rollout.temperature=0"], "rollout.temperature", "0.6 to 1.0"),
     ("sampler_settings_are_read", ["rollout.threshold=0.8"], "rollout.threshold", "dynamic or threshold"),
@@ -132,6 +156,9 @@ def test_each_case_breaks_the_rule_it_names_and_no_other() -> None:
         ["cluster.gpus_per_trainer=0.6", "cluster.gpus_per_rollout_worker=0.4"],
         ["cluster.placement=separate", "cluster.trainer_resource=big", "cluster.rollout_resource=small"],
         ["trainer.max_steps=1", "trainer.warmup_steps=1"],
+        ["rollout.block_lengths=[2, 4, 8]"],
+        ["algorithm={type: mdpo, token_weights: uniform}", "rollout.remasking=random"],
+        ["algorithm={type: mdpo}", "rollout.remasking=rcr"],
     ],
 )
 def test_rules_are_silent_on_what_is_right(overrides: list[str]) -> None:
