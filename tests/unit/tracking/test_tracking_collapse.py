@@ -49,9 +49,7 @@ def test_the_metrics_of_an_update_are_those_of_its_completions():
     rollouts = [tiny_rollout([1], text) for text in texts]
     for rollout, logp in zip(rollouts, (-0.1, -0.2, -0.4, -0.8), strict=True):
         rollout.trace.rollout_logp[:] = logp
-    groups = [
-        type(group)(group.prompt, tuple(rollouts[2 * i : 2 * i + 2])) for i, group in enumerate(groups)
-    ]
+    groups = [type(group)(group.prompt, tuple(rollouts[2 * i : 2 * i + 2])) for i, group in enumerate(groups)]
     health = completion_health(groups, np.array([1.0, 0.0, np.nan, 0.2]))
     assert health[REPETITION] == pytest.approx((1 / 2) / 4)  # two 4-grams of one kind, in the first
     assert health[EOS] == pytest.approx(1 - (5 + 1 + 0 + 5) / 20)
