@@ -22,6 +22,7 @@ from rl4dlm.models import (
     load_tokenizer,
 )
 from rl4dlm.recipe import Recipe
+from rl4dlm.recipe.advice import warnings_of
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.types import DenoiserSpec, Prompt
@@ -36,6 +37,8 @@ class Preflight:
     tokenizer: Any
     prompts: PromptSource
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    """What the recipe asks for and should not, each with its remedy."""
     make_model: Callable[[], LoadedModel]
     """The model from scratch; only for `model.init`."""
 
@@ -57,9 +60,10 @@ def preflight(recipe: Recipe) -> Preflight:
         tokenizer, spec, facts, make_model = model.tokenizer, model.spec, describe(model), lambda: model
     else:
         assert recipe.model.path is not None
-        facts = inspect(recipe.model.path, family=recipe.model.family)
+        asked = {"family": recipe.model.family, "block_length": recipe.model.block_length}
+        facts = inspect(recipe.model.path, **asked)
         tokenizer, spec = load_tokenizer(
-            recipe.model.path, family=recipe.model.family, trust_remote_code=recipe.model.trust_remote_code
+            recipe.model.path, trust_remote_code=recipe.model.trust_remote_code, **asked
         )
         make_model = partial(_no_model, recipe.model.path)
     prompts = open_prompts(
@@ -75,7 +79,9 @@ def preflight(recipe: Recipe) -> Preflight:
     check_demonstrations(recipe, tokenizer, spec, prompts)
     with RewardPool(recipe.reward) as rewards:
         rewards.check(first[:2])
-    return Preflight(facts, spec, tokenizer, prompts, tuple(prompts.notes), make_model)
+    return Preflight(
+        facts, spec, tokenizer, prompts, tuple(prompts.notes), tuple(warnings_of(recipe)), make_model
+    )
 
 
 def check_devices(recipe: Recipe) -> None:
@@ -152,7 +158,8 @@ def _scratch_model(recipe: Recipe) -> LoadedModel:
     else:
         texts = training_texts(recipe.data, recipe.run.seed, held_out=recipe.eval.num_prompts)
         tokenizer = build_bpe_tokenizer(texts, init.tokenizer.vocab_size)
-    return create(init, tokenizer, recipe.run.seed)
+    family = "llada" if recipe.model.family == "auto" else recipe.model.family
+    return create(init, tokenizer, recipe.run.seed, family=family, block_length=recipe.model.block_length)
 
 
 def _no_model(path: str) -> LoadedModel:

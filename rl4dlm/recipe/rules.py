@@ -42,6 +42,31 @@ def one_model_source(recipe: Recipe) -> Iterator[Finding]:
             f"{2 * init.n_heads}",
             f"use {divisors_near(init.n_heads, init.d_model // 2)} heads",
         )
+    if init is not None and init.n_kv_heads is not None and init.n_heads % init.n_kv_heads:
+        yield (
+            "model.init.n_kv_heads",
+            f"model.init.n_kv_heads = {init.n_kv_heads} does not divide model.init.n_heads = {init.n_heads}",
+            f"use {divisors_near(init.n_kv_heads, init.n_heads)}",
+        )
+
+
+@rule
+def blocks_fit_the_family(recipe: Recipe) -> Iterator[Finding]:
+    model = recipe.model
+    if model.family == "sdar" and model.init is not None and model.block_length is None:
+        yield (
+            "model.block_length",
+            "model.family = sdar attends in blocks, and model.block_length is not set",
+            "set it (published: 4)",
+        )
+    full = ("auto", "llada", "dream")
+    if model.block_length is not None and model.family in full and model.init is not None:
+        yield (
+            "model.block_length",
+            f"model.block_length = {model.block_length}, but model.family = {model.family} attends to the "
+            "whole sequence",
+            "leave it out, or use the family sdar or a2d",
+        )
 
 
 @rule
@@ -288,6 +313,18 @@ def rates_are_a_range(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if algorithm.type == "tracerl" and algorithm.process_chunk is not None and algorithm.value is None:
+        yield (
+            "algorithm.process_chunk",
+            f"algorithm.process_chunk = {algorithm.process_chunk} places rewards along the trace, and "
+            "without algorithm.value no value model turns them into advantages",
+            "add algorithm.value (an empty mapping takes its defaults), or leave process_chunk out",
+        )
+
+
+@rule
 def just_grpo_reads_from_left_to_right(recipe: Recipe) -> Iterator[Finding]:
     rollout = recipe.rollout
     if recipe.algorithm.type != "just_grpo":
@@ -320,6 +357,17 @@ def a_ratio_against_the_rollout_is_corrected_already(recipe: Recipe) -> Iterator
             f"algorithm.importance_correction = {algorithm.importance_correction} beside "
             "algorithm.ratio_against = rollout counts the distance to the sampler twice",
             "set algorithm.importance_correction to none, or algorithm.ratio_against to update",
+        )
+
+
+@rule
+def ranges_are_ranges(recipe: Recipe) -> Iterator[Finding]:
+    accuracy = getattr(recipe.algorithm, "accuracy_range", None)
+    if accuracy is not None and accuracy[0] > accuracy[1]:
+        yield (
+            "algorithm.accuracy_range",
+            f"algorithm.accuracy_range = {list(accuracy)}: no mean reward lies in it",
+            "give the lower end first, e.g. [0.2, 0.8]",
         )
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rl4dlm.diffusion.masking import state_uniform
-from rl4dlm.likelihood.states import States, block_of_positions
+from rl4dlm.likelihood.states import States
 from rl4dlm.likelihood.step_sampling import inclusion_probabilities, systematic_sample
 from rl4dlm.likelihood.trajectory import Trajectories, count_states
 from rl4dlm.recipe.algorithms import AGRPOConfig
@@ -51,9 +51,8 @@ class AGRPO(TrajectoryTrainer):
     ) -> tuple[dict[str, np.ndarray], Metrics]:
         """The recorded trajectories, and how many states each has."""
         arrays, metrics = super().extra(rollouts, reward, group, step_rewards)
-        lengths = [len(rollout.prompt_ids) for rollout in rollouts]
-        block = block_of_positions(lengths, arrays["step_map"].shape[1], self.setting.spec).numpy()
-        whole = Trajectories(arrays["step_map"], arrays["drawn"], self.action_mask(rollouts), block)
+        trainable = self.action_mask(rollouts)
+        whole = Trajectories(arrays["step_map"], arrays["drawn"], trainable, arrays["block"])
         return {**arrays, "num_steps": count_states(whole, self.shrink)}, metrics
 
     def num_states(self, batch: TrainBatch) -> np.ndarray:
@@ -90,8 +89,8 @@ class AGRPO(TrajectoryTrainer):
         return size
 
     def weights(self, rows: Rows, step: StepSize) -> Tensor:
-        """`step_mean`: 1/n per token, mean over completions."""
-        if self.config.aggregation != "step_mean":
+        """`over_steps`: 1/n per token, mean over completions."""
+        if self.config.aggregation != "over_steps":
             return super().weights(rows, step)
         return rows.stands_for / (step.num_rows * rows.extra["num_steps"].clamp(min=1)[:, None])
 

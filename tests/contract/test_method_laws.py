@@ -44,6 +44,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "importance_correction": "truncated",
     },
     "just_grpo": {"type": "just_grpo"},
+    "tracerl": {"type": "tracerl"},
+    "tracerl-shrunk": {"type": "tracerl", "shrink": 2, "aggregation": "step_mean", "beta": 0.1},
+    "tracerl-release": {"type": "tracerl", "aggregation": "state_mean", "importance_correction": "truncated"},
 }
 """Settings by name; every method must occur."""
 

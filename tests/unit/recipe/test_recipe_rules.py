@@ -16,6 +16,10 @@ BROKEN = [
     ("one_model_source", ["model.path=here"], "model.path", "exactly one"),
     ("one_model_source", ["model.init=null"], "model.path", "exactly one"),
     ("one_model_source", ["model.init.n_heads=3"], "model.init.n_heads", "1 or 2 or 4 heads"),
+    ("one_model_source", ["model.init.n_kv_heads=3"], "model.init.n_kv_heads", "1 or 2 or 4"),
+    ("blocks_fit_the_family", ["model.family=sdar"], "model.block_length", "published: 4"),
+    ("blocks_fit_the_family", ["model.block_length=4"], "model.block_length", "sdar or a2d"),
+    ("blocks_fit_the_family", ["model.family=dream", "model.block_length=4"], "model.block_length", "leave"),
     ("one_data_source", ["data.train=rows.jsonl"], "data.task", "exactly one"),
     (
         "one_data_source",
@@ -108,6 +112,18 @@ BROKEN = [
         "set it to 1",
     ),
     ("clip_range_is_a_range", ["algorithm.epsilon=1"], "algorithm.epsilon", "below 1"),
+    (
+        "process_rewards_need_values",
+        ["algorithm={type: tracerl, process_chunk: 4}"],
+        "algorithm.process_chunk = 4",
+        "add algorithm.value",
+    ),
+    (
+        "ranges_are_ranges",
+        ["algorithm={type: tracerl, accuracy_range: [0.8, 0.2]}"],
+        "algorithm.accuracy_range",
+        "lower end first",
+    ),
     ("warmup_ends", ["trainer.warmup_steps=120"], "trainer.warmup_steps", "a tenth"),
 ]
 
