@@ -115,10 +115,11 @@ def _disk_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dict[s
     trainable = trainable_parameters(recipe, facts)
     optimizer = (12 if trainer.bf16 else 8) * trainable
     one = optimizer + 2 * trainable * size
+    kept = max(trainer.save_total_limit, 2) if recipe.sentinel.enabled else trainer.save_total_limit
     rows = recipe.rollout.prompts_per_update * recipe.rollout.num_generations
     files = trainer.max_steps // recipe.tracking.rollouts_every if recipe.tracking.rollouts_every else 0
     return {
-        f"checkpoints ({trainer.save_total_limit} kept)": (trainer.save_total_limit + 1) * one,
+        f"checkpoints ({kept} kept)": (kept + 1) * one,
         "exported model": facts.num_parameters * size,
         "rollouts": files * rows * (_record_bytes(recipe.rollout) + 4.0 * prompt_tokens),
     }

@@ -18,7 +18,7 @@ import numpy as np
 from rl4dlm.data import KeptPrompts, PromptSource
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.errors import RewardError, UpdateError
+from rl4dlm.errors import CollapseError, RewardError, UpdateError
 from rl4dlm.evaluate import (
     evaluate,
     group_rollouts,
@@ -36,7 +36,14 @@ from rl4dlm.recipe.sections import OverDenoisingFilter
 from rl4dlm.reward.scores import num_not_applicable, too_many_failures
 from rl4dlm.rollout import mix_block_lengths, to_table, write_parquet
 from rl4dlm.run_folder import RunFolder, storage
-from rl4dlm.tracking import Tracker, require_finite
+from rl4dlm.tracking import (
+    RunHistory,
+    Sentinel,
+    Tracker,
+    collapse_message,
+    completion_health,
+    require_finite,
+)
 from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.base import Trainer
 from rl4dlm.types import Prompt, Rollout, RolloutGroup, Scores, flatten
@@ -68,6 +75,8 @@ class Run:
     """Training prompts; fewer than the data's where they are filtered."""
     update: int = 0
     """Updates done; also the version of the weights."""
+    sentinel: Sentinel = field(init=False)
+    """Watches for collapse; made anew where the run goes on from a checkpoint."""
     warned: set[str] = field(default_factory=set)
     """Reward failures that have been told already."""
 
@@ -210,6 +219,7 @@ def _begin(run: Run) -> None:
     if checkpoint is not None:
         run.policy.restore(checkpoint.folder)
         run.update = checkpoint.update
+    run.sentinel = _sentinel(run)
     _sync(run)
     run.prompts = _training_prompts(run)
     if not run.tracker.evaluated(0) and run.update == 0:
@@ -297,10 +307,13 @@ def _one_update(run: Run, update: int) -> None:
         metrics |= _sync(run)
     _write_rollouts(run, groups, scores, update)
     metrics |= rollout_metrics(groups, scores, is_correct(scores, recipe.reward), clock["rollout"])
+    metrics |= completion_health(groups, scores.reward)
     metrics |= {"rollout/restarts": float(run.rollouts.restarts), **clock.metrics()}
     finite = [name for name in _MUST_BE_FINITE if name in metrics]
-    require_finite(update, metrics, finite, f"prompts {[group.prompt.uid for group in groups]}")
+    prompts = f"prompts {[group.prompt.uid for group in groups]}"
+    require_finite(update, metrics, finite, f"{prompts}; {_good_checkpoint(run)}")
     run.tracker.log(update, metrics)
+    _refuse_collapse(run, metrics, update)
     last = update == recipe.trainer.max_steps
     if last or (recipe.eval.steps and update % recipe.eval.steps == 0):
         _evaluate(run)
@@ -361,6 +374,35 @@ def _refuse_failing_rewards(run: Run, scores: Scores, update: int) -> None:
         raise RewardError(f"update {update}: {cause}")
 
 
+def _sentinel(run: Run) -> Sentinel:
+    """One that has seen the updates on file up to where the run stands."""
+    rows = [row for row in RunHistory.load(run.folder.root).metrics if row["update"] <= run.update]
+    values = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    return Sentinel(run.recipe.sentinel, [(row["update"], row) for row in values])
+
+
+def _good_update(run: Run) -> int:
+    """The newest update whose weights are known to be good: they drew rollouts without a sign of decline."""
+    return run.sentinel.last_good - 1
+
+
+def _good_checkpoint(run: Run) -> str:
+    checkpoint = run.folder.newest_until(_good_update(run))
+    if checkpoint is None:
+        return "no checkpoint was saved while the run was good"
+    return f"the last good checkpoint is that of update {checkpoint.update}"
+
+
+def _refuse_collapse(run: Run, metrics: Mapping[str, float], update: int) -> None:
+    """Stop a run that falls apart, before its weights are evaluated and saved once more."""
+    alarm = run.sentinel.observe(update, metrics)
+    if alarm is None:
+        return
+    checkpoint = run.folder.newest_until(_good_update(run))
+    step = None if checkpoint is None else checkpoint.update
+    raise CollapseError(collapse_message(alarm, update, run.folder.root, step))
+
+
 def _write_rollouts(run: Run, groups: list[RolloutGroup], scores: Scores, update: int) -> None:
     every = run.recipe.tracking.rollouts_every
     if every and update % every == 0:
@@ -394,6 +436,7 @@ def _save(run: Run) -> None:
         run.policy.save,
         state,
         run.recipe.trainer.save_total_limit,
+        good=_good_update(run) if run.recipe.sentinel.enabled else None,
     )
     run.tracker.end_phase()
 
@@ -410,6 +453,7 @@ def _rebuild(run: Run, reason: str) -> None:
     if checkpoint:
         run.policy.restore(checkpoint.folder)
     run.voice.rewind(run.update)
+    run.sentinel = _sentinel(run)
     _sync(run)
 
 

@@ -347,6 +347,17 @@ def clip_range_is_a_range(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def rates_are_a_range(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if algorithm.type == "coupled_grpo" and algorithm.min_rate > algorithm.max_rate:
+        yield (
+            "algorithm.min_rate",
+            f"algorithm.min_rate = {algorithm.min_rate} exceeds algorithm.max_rate = {algorithm.max_rate}",
+            "swap or equal them",
+        )
+
+
+@rule
 def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
     algorithm = recipe.algorithm
     if algorithm.type == "tracerl" and algorithm.process_chunk is not None and algorithm.value is None:
@@ -355,6 +366,42 @@ def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
             f"algorithm.process_chunk = {algorithm.process_chunk} places rewards along the trace, and "
             "without algorithm.value no value model turns them into advantages",
             "add algorithm.value (an empty mapping takes its defaults), or leave process_chunk out",
+        )
+
+
+@rule
+def just_grpo_reads_from_left_to_right(recipe: Recipe) -> Iterator[Finding]:
+    rollout = recipe.rollout
+    if recipe.algorithm.type != "just_grpo":
+        return
+    if rollout.remasking != "ar" and rollout.block_length > 1:
+        yield (
+            "rollout.remasking",
+            f"rollout.remasking = {rollout.remasking}: just_grpo trains in the order of reading",
+            "set rollout.remasking to ar (or rollout.block_length to 1)",
+        )
+    if rollout.diffusion_steps != rollout.max_completion_length:
+        yield (
+            "rollout.diffusion_steps",
+            f"rollout.diffusion_steps = {rollout.diffusion_steps} commits several tokens per step, and "
+            "just_grpo wants each given all before it",
+            f"set it to {rollout.max_completion_length}, rollout.max_completion_length",
+        )
+
+
+@rule
+def a_ratio_against_the_rollout_is_corrected_already(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if (
+        algorithm.type == "agrpo"
+        and algorithm.ratio_against == "rollout"
+        and algorithm.importance_correction != "none"
+    ):
+        yield (
+            "algorithm.importance_correction",
+            f"algorithm.importance_correction = {algorithm.importance_correction} beside "
+            "algorithm.ratio_against = rollout counts the distance to the sampler twice",
+            "set algorithm.importance_correction to none, or algorithm.ratio_against to update",
         )
 
 

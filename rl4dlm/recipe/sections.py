@@ -386,7 +386,8 @@ class TrainerConfig(Config):
     """Updates between checkpoints; the last update is always saved."""
 
     save_total_limit: int = Field(2, ge=1)
-    """Complete checkpoints kept."""
+    """Complete checkpoints kept. With `sentinel.enabled` the newest one whose weights are known to be good
+    stays besides, so that at least two are there."""
 
 
 class ClusterConfig(Config):
@@ -453,6 +454,35 @@ class EvalConfig(Config):
 
     temperature: float = Field(1.0, gt=0)
     """Temperature of those samples; the greedy pass has 0."""
+
+
+class SentinelConfig(Config):
+    """When a run that falls apart is stopped; the last good checkpoint stays. Thresholds compare the mean of
+    the last `window` updates with the run's own beginning, or with its best window for the reward; all but
+    `reward_drop` count only while less than four fifths of the best reward are left."""
+
+    enabled: bool = True
+    """False: nothing but values that are not finite stops the run."""
+
+    window: int = Field(5, ge=1)
+    """Updates that are averaged."""
+
+    reward_drop: float | None = Field(0.5, gt=0, le=1)
+    """Largest share of the best reward that may be lost, counted from the lowest reward of any completion.
+    The loss must also stand out from the noise of the means by five standard errors. None: not watched."""
+
+    repetition_rise: float | None = Field(0.3, gt=0, le=1)
+    """Largest rise of `completions/repetition`; None: not watched."""
+
+    text_left: float | None = Field(0.1, gt=0, lt=1)
+    """Smallest share of the initial text (canvas before the first stop id) that must be left; None: not
+    watched."""
+
+    entropy_left: float | None = Field(0.02, gt=0, lt=1)
+    """Smallest share of the initial `entropy` that must be left; None: not watched."""
+
+    entropy_rise: float | None = Field(1.0, gt=0)
+    """Largest rise of `entropy`, nats per token; None: not watched."""
 
 
 class WarmStartConfig(Config):

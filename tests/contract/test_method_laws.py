@@ -18,6 +18,7 @@ from rl4dlm.loss.reduce import finish_metrics, merge_metrics
 from rl4dlm.recipe.algorithms import AlgorithmConfig
 from rl4dlm.trainers import METHODS, make_method
 from rl4dlm.trainers.base import Setting, Trainer
+from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
 from rl4dlm.types import Denoiser, TrainBatch, flatten
 
 REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]  # the second of three groups is all equal
@@ -40,6 +41,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "importance_correction": "truncated",
     },
     "diffu_grpo-importance": {"type": "diffu_grpo", "importance_correction": "truncated"},
+    "coupled_grpo": {"type": "coupled_grpo", "beta": 0.0},
+    "coupled_grpo-kl": {"type": "coupled_grpo", "beta": 0.3, "calibrate": True, "baseline": "loo"},
+    "unigrpo": {"type": "unigrpo", "beta": 0.0},
+    "unigrpo-kl": {"type": "unigrpo", "beta": 0.3, "aggregation": "token_mean"},
+    "agrpo": {"type": "agrpo", "num_steps": 3},
+    "agrpo-kl": {"type": "agrpo", "num_steps": 2, "step_sampling": "surprisal", "beta": 0.3},
+    "agrpo-update": {
+        "type": "agrpo",
+        "num_steps": 2,
+        "ratio_against": "update",
+        "aggregation": "seq_mean",
+        "importance_correction": "truncated",
+    },
+    "just_grpo": {"type": "just_grpo"},
     "tracerl": {"type": "tracerl"},
     "tracerl-shrunk": {"type": "tracerl", "shrink": 2, "aggregation": "step_mean", "beta": 0.1},
     "tracerl-release": {"type": "tracerl", "aggregation": "state_mean", "importance_correction": "truncated"},
@@ -72,7 +87,21 @@ def batch_of(trainer: Trainer, reward=REWARD, groups=None) -> TrainBatch:
         groups, tiny_scores(reward), policy_version=3, seed=5, step_rewards=step_rewards
     )
     assert batch is not None
-    return batch
+    return recorded(batch, trainer)
+
+
+def recorded(batch: TrainBatch, trainer: Trainer) -> TrainBatch:
+    """The batch as if the tiny model had sampled it: it recorded its own log-probabilities."""
+    if "rollout_logp" not in batch.extra:
+        return batch
+    sampler = TrajectoryTrainer(trainer.config, trainer.setting)
+    denoiser = tiny_denoiser(block_length=trainer.setting.spec.block_length)
+    every = sampler.micro_batches(
+        dataclasses.replace(batch, advantage=np.ones(len(batch))), range(len(batch)), WHOLE
+    )
+    values = cache(sampler, denoiser, batch, every, 0)
+    logp = np.stack([values[row].numpy() for row in range(len(batch))])
+    return dataclasses.replace(batch, extra={**batch.extra, "rollout_logp": logp})
 
 
 def perturbed(block_length: int | None = None, seed: int = 0, scale: float = 0.1) -> Denoiser:
