@@ -16,6 +16,8 @@ A row has one of three forms:
 Of a completion with fenced blocks the last one counts that defines a name of the tests, else the last one.
 More than 100,000 characters earn nothing.
 
+Gold: column `code` beside MBPP's tests, `canonical_solution` beside HumanEval's.
+
 The tests call the completion from another process and get its answers as plain data: see `code_jail` beside
 this file, which has to lie there, and `docs/jail.md`. Where no jail can be set up the reward raises, unless
 `allow_unprotected` says in as many words that completions may run without one.
@@ -29,7 +31,7 @@ import re
 import sys
 import textwrap
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -147,6 +149,38 @@ _COLUMNS = (
     "inputs",
     "outputs",
 )
+
+
+def _gold(columns: Mapping[str, Any]) -> str | None:
+    """The reference solution of a row; None where it has none."""
+    if columns.get("test_list") is not None:
+        return columns.get("code")
+    return columns.get("canonical_solution") if columns.get("test") is not None else None
+
+
+GOLD = _gold
+
+
+def _prepare_jail(
+    timeout_s: float = 4.0,
+    memory_mb: int = 1024,
+    packages: str | Sequence[str] = "numpy",
+    parallel: int = 4,
+    allow_unprotected: bool = False,
+) -> None:
+    """Check the settings, and that a jail can be set up here, before any completion is there.
+
+    Raises:
+        ValueError: a setting cannot work.
+        JailError: there is no jail on this machine, and nobody said to do without.
+    """
+    for name, value in (("timeout_s", timeout_s), ("memory_mb", memory_mb), ("parallel", parallel)):
+        if not value > 0:
+            raise ValueError(f"{name} = {value!r} must be positive")
+    _setup(timeout_s, memory_mb, packages, allow_unprotected)
+
+
+PREPARE = _prepare_jail
 
 
 def _setup(timeout_s: float, memory_mb: int, packages: str | Sequence[str], allow_unprotected: bool) -> Any:

@@ -15,11 +15,13 @@ from typing import Any
 from rl4dlm.errors import PluginError
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import RewardEntry
-from rl4dlm.reward.gold import gold_completion
+from rl4dlm.reward.gold import LAYOUTS, gold_completion
 from rl4dlm.reward.loading import resolve
 from rl4dlm.reward.runner import Attempt, Runner
 
 MAX_EXAMPLES = 32
+_PROMPTS = ("prompt", "question", "problem", "text")
+"""Columns in which data sets keep the prompt."""
 
 HOSTILE: Mapping[str, str] = {
     "empty": "",
@@ -92,8 +94,9 @@ def selftest(
     Args:
         path: as in a recipe.
         rows: rows of a dataset; the gold answer is their column `completion`, else what `GOLD` of the plug-in
-            says, else `answer`. None: the `EXAMPLES` of the plug-in, a list of {"prompt", "completion",
-            "columns"}. The first 32 are used.
+            says, else `answer` in the layout, of the usual ones, that scores best; the prompt is `prompt`,
+            else `question`, `problem` or `text`. None: the `EXAMPLES` of the plug-in, a list of {"prompt",
+            "completion", "columns"}. The first 32 are used.
         kwargs: settings, as in a recipe.
         timeout_s: deadline per call, seconds.
         show_output: pass on what the plug-in prints, to stderr.
@@ -107,13 +110,15 @@ def selftest(
         facts = runner.load(0)
         if facts["needs_trajectory"]:
             raise PluginError(f"{path}: it needs the record of a rollout and can only be tried in a run.")
-        examples = _examples(runner.examples(0) if rows is None else rows, path, runner)
+        examples = _examples(runner.examples(0) if rows is None else rows, path, runner, timeout_s)
         return _Trial(path, runner, examples, timeout_s).report(facts["style"])
     finally:
         runner.process.stop()
 
 
-def _examples(rows: Sequence[Mapping[str, Any]], path: str, runner: Runner) -> list[_Example]:
+def _examples(
+    rows: Sequence[Mapping[str, Any]], path: str, runner: Runner, timeout_s: float
+) -> list[_Example]:
     if not rows:
         raise PluginError(
             f"{path}: there is nothing to try it on: its module has no EXAMPLES.\n"
@@ -122,11 +127,32 @@ def _examples(rows: Sequence[Mapping[str, Any]], path: str, runner: Runner) -> l
     examples = []
     for row in rows[:MAX_EXAMPLES]:
         columns = dict(row["columns"]) if isinstance(row.get("columns"), Mapping) else dict(row)
-        completion = row.get("completion")
+        prompt = next((row[name] for name in _PROMPTS if row.get(name) is not None), "")
+        example = _Example(prompt, row.get("completion"), columns)
         if "completion" not in row:
-            completion = gold_completion(runner.gold(0, columns), columns)
-        examples.append(_Example(row.get("prompt", ""), completion, columns))
+            gold = runner.gold(0, columns)
+            text = gold_completion(gold, columns)
+            example = replace(example, completion=text)
+            if not gold.declared and text is not None:
+                example = _best_layout(example, runner, timeout_s)
+        examples.append(example)
     return examples
+
+
+def _best_layout(example: _Example, runner: Runner, timeout_s: float) -> _Example:
+    """The reference answer as a completion, in the first of the usual layouts that earns most."""
+    tried = [replace(example, completion=layout.format(example.completion)) for layout in LAYOUTS]
+    scores = [_score(runner.attempt(0, _call_of([one]), timeout_s)) for one in tried]
+    return max(zip(tried, scores, strict=True), key=lambda pair: -math.inf if pair[1] is None else pair[1])[0]
+
+
+def _call_of(examples: Sequence[_Example]) -> Call:
+    names = dict.fromkeys(name for example in examples for name in example.columns)
+    return Call(
+        prompts=[example.prompt for example in examples],
+        completions=[example.completion or "" for example in examples],
+        columns={name: [example.columns.get(name) for example in examples] for name in names},
+    )
 
 
 class _Trial:
@@ -213,13 +239,7 @@ class _Trial:
         return sum(score is not None and score >= full for score in scores) / max(1, len(scores))
 
     def call(self, examples: Sequence[_Example], timeout_s: float | None = None) -> Attempt:
-        names = dict.fromkeys(name for example in examples for name in example.columns)
-        call = Call(
-            prompts=[example.prompt for example in examples],
-            completions=[example.completion or "" for example in examples],
-            columns={name: [example.columns.get(name) for example in examples] for name in names},
-        )
-        attempt = self.runner.attempt(0, call, timeout_s or self.timeout_s)
+        attempt = self.runner.attempt(0, _call_of(examples), timeout_s or self.timeout_s)
         if any(value is not None and not math.isfinite(value) for value in attempt.values):
             return replace(attempt, kind="not_finite", message=f"returned {attempt.values[0]}")
         return attempt

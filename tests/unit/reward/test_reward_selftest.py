@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,42 @@ def test_a_bad_reward_is_caught_and_named(tmp_path, body, caught):
     report = try_out(tmp_path, body + "\n")
     assert not report.passed
     assert any(name.startswith(caught) for name in failed(report)), failed(report)
+
+
+@pytest.mark.parametrize("layout", ["<answer>{}</answer>", "\\boxed{{{}}}", "#### {}"])
+def test_a_reference_is_tried_in_the_layout_that_the_function_reads(tmp_path, layout):
+    before, after = layout.split("{}", 1) if "boxed" not in layout else ("\\boxed{", "}")
+    body = f"return [float(c == {before!r} + a + {after!r}) for c, a in zip(completions, answer)]\n"
+    report = try_out(tmp_path, body)
+    assert report.passed, failed(report)
+
+
+def test_the_prompt_is_found_under_its_usual_names(tmp_path):
+    file = tmp_path / "echo.py"
+    file.write_text(
+        "def echo(prompts, completions): return [float(p == c) for p, c in zip(prompts, completions)]"
+    )
+    for name in ("prompt", "question", "problem", "text"):
+        rows = [{name: "first", "completion": "first"}, {name: "other", "completion": "other"}]
+        assert selftest(str(file), rows).passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["code", "code:code_fraction"])
+@pytest.mark.skipif(sys.platform != "linux", reason="the jail needs Linux")
+def test_the_code_reward_passes_on_its_own_examples_and_on_reference_solutions(name):
+    rows = [
+        {"text": "Add.", "code": "def add(a, b):\n    return a + b", "test_list": ["assert add(1, 2) == 3"]},
+        {
+            "prompt": "def twice(x):\n",
+            "canonical_solution": "    return 2 * x\n",
+            "test": "def check(candidate):\n    assert candidate(3) == 6\n",
+            "entry_point": "twice",
+        },
+    ]
+    for report in (selftest(name), selftest(name, rows)):
+        assert report.passed, failed(report)
+        assert report.full_marks == 1.0
 
 
 def test_rows_without_gold_answers_say_what_could_not_be_tried(tmp_path):
