@@ -210,6 +210,15 @@ def test_settings_that_cannot_work_are_named(kwargs):
         reward.PREPARE(**kwargs)
 
 
+def test_completions_that_loop_are_worth_nothing_and_no_failure_of_the_reward():
+    function = {"path": "code", "kwargs": {"timeout_s": 0.7, "parallel": 2}}
+    loop = "def add(a, b):\n    while True: pass"
+    # 0.5 s for a call: less than the jail's own deadline, which counts.
+    with RewardPool(RewardConfig(functions=[function], timeout_s=0.5, num_processes=1)) as rewards:
+        scores = rewards.score(["p"] * 3, [loop, RIGHT, loop], [{"test_list": ADD}] * 3)
+    assert scores.errors == {} and scores.reward.tolist() == [0.0, 1.0, 0.0]
+
+
 def test_a_run_refuses_a_row_whose_reference_solution_fails():
     row = Prompt(7, "p", "p", (), {"test_list": ADD, "code": "def add(a, b):\n    return a - b\n"})
     with RewardPool(RewardConfig(functions=["code"])) as rewards:
