@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -16,13 +15,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rl4dlm import __version__
 from rl4dlm.errors import RecipeError
 from rl4dlm.evaluate import Evaluation, evaluate, rollout_workers
 from rl4dlm.preflight import Preflight, preflight
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.sections import DataConfig
 from rl4dlm.run_folder import storage
+from rl4dlm.tracking.environment import describe_environment
 
 
 def evaluate_model(recipe: Recipe, output: Path | None, console: Console | None = None) -> Evaluation:
@@ -79,8 +78,6 @@ def _evaluate_on_workers(recipe: Recipe, checks: Preflight, out: Console) -> Eva
 
 def _evaluation_record(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
     """Scores with what they depend on beside them."""
-    import torch
-
     return {
         "metrics": evaluation.metrics,
         "decode": evaluation.decode,
@@ -88,10 +85,8 @@ def _evaluation_record(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]
         "data": recipe.data.model_dump(mode="json"),
         "rewards": recipe.reward.model_dump(mode="json"),
         "seed": recipe.run.seed,
-        "environment": {
-            "rl4dlm": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+        "environment": describe_environment()
+        | {
             "device": "cuda" if recipe.cluster.gpus_per_rollout_worker else "cpu",
             "dtype": "bfloat16" if recipe.trainer.bf16 else "float32",
         },

@@ -22,7 +22,7 @@ from typing import Any
 from . import wire
 
 _BOOT = Path(__file__).with_name("boot.py")
-_START_S = 10.0
+_START_S = 30.0
 _CHUNK = 1 << 16
 _ENVIRONMENT = {
     # -I would ignore this one too; -P -s and an environment without anything else give the same isolation.

@@ -101,8 +101,13 @@ def load_function(path: str | Resolved, kwargs: Mapping[str, Any] | None = None)
             function, or its signature is neither TRL's nor verl's.
     """
     resolved = resolve(path) if isinstance(path, str) else path
-    function = _pick(import_plugin(resolved), resolved)
-    return understand(function, resolved.name, resolved.path, kwargs or {})
+    module = import_plugin(resolved)
+    loaded = understand(_pick(module, resolved), resolved.name, resolved.path, kwargs or {})
+    if resolved.kind == "builtin" and not hasattr(module, "PREPARE"):
+        # It takes any column, and no setting but those it names.
+        for key in loaded.kwargs.keys() - set(loaded.parameters):
+            raise PluginError(f"{resolved.path}: unknown kwargs key {key}; it has no such setting.")
+    return loaded
 
 
 def import_plugin(resolved: Resolved) -> ModuleType:

@@ -79,6 +79,7 @@ class _Example:
     prompt: Any
     completion: str | None
     columns: Mapping[str, Any]
+    trajectory: Mapping[str, Any] | None = None
 
 
 def selftest(
@@ -108,9 +109,13 @@ def selftest(
     runner = Runner([RewardEntry(resolved.name, resolved, dict(kwargs or {}), 1.0)], show_output=show_output)
     try:
         facts = runner.load(0)
-        if facts["needs_trajectory"]:
-            raise PluginError(f"{path}: it needs the record of a rollout and can only be tried in a run.")
         examples = _examples(runner.examples(0) if rows is None else rows, path, runner, timeout_s)
+        if facts["needs_trajectory"] and not all(example.trajectory for example in examples):
+            raise PluginError(
+                f"{path}: it needs the record of a rollout, and an example has none.\n"
+                'Fix: give each of EXAMPLES a "trajectory": {"completion_ids": [...], "step_map": [...], '
+                '"num_steps": ...}.'
+            )
         return _Trial(path, runner, examples, timeout_s).report(facts["style"])
     finally:
         runner.process.stop()
@@ -128,7 +133,7 @@ def _examples(
     for row in rows[:MAX_EXAMPLES]:
         columns = dict(row["columns"]) if isinstance(row.get("columns"), Mapping) else dict(row)
         prompt = next((row[name] for name in _PROMPTS if row.get(name) is not None), "")
-        example = _Example(prompt, row.get("completion"), columns)
+        example = _Example(prompt, row.get("completion"), columns, row.get("trajectory"))
         if "completion" not in row:
             gold = runner.gold(0, columns)
             text = gold_completion(gold, columns)
@@ -152,7 +157,13 @@ def _call_of(examples: Sequence[_Example]) -> Call:
         prompts=[example.prompt for example in examples],
         completions=[example.completion or "" for example in examples],
         columns={name: [example.columns.get(name) for example in examples] for name in names},
+        trajectories=_trajectories(examples),
     )
+
+
+def _trajectories(examples: Sequence[_Example]) -> list[Mapping[str, Any]] | None:
+    given = [example.trajectory for example in examples if example.trajectory is not None]
+    return given if len(given) == len(examples) else None
 
 
 class _Trial:

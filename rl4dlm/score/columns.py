@@ -3,6 +3,7 @@ r"""From a row of saved completions to what a reward function is given: the one 
 | reward | from the row | becomes |
 | --- | --- | --- |
 | every one | all columns | columns of the same names |
+| every one | the completion column | the completion, without the end-of-text tokens that it ends on |
 | every one | the target column | `answer` and `ground_truth` too, unless the row has columns of these names |
 | `countdown` | target `[[3, 5, 8], 21]`, as a list or as JSON text | `ground_truth`, as a list |
 | `sudoku` | the last run of 16 or 81 digits in the prompt; the target | `puzzle`; `solution` |
@@ -48,6 +49,7 @@ _OWN_COLUMNS: Mapping[str, tuple[frozenset[str], ...]] = {
     }.items()
 }
 """Per built-in reward the sets of columns that take the place of the target; empty: it needs none."""
+_END_OF_TEXT = ("<|eot_id|>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<eos>", "</s>")
 _GRID = re.compile(r"(?<![0-9.])(?:[0-9.]{81}|[0-9.]{16})(?![0-9.])")
 
 
@@ -62,7 +64,16 @@ class Sample:
 
     prompt: Any
     completion: str
+    """As the file holds it."""
     columns: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The completion without the end-of-text tokens behind it, which a run's completions lack too."""
+        end = len(self.completion)
+        while mark := next((m for m in _END_OF_TEXT if self.completion.endswith(m, 0, end)), ""):
+            end -= len(mark)
+        return self.completion[:end]
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class Columns:
         """A row as the reward gets it.
 
         Args:
-            reward: the built-in reward's name; any other name needs no conversion.
+            reward: the built-in reward's file, `sort` for `sort:sort_exact`; other names need no conversion.
             where: file and row index, for messages.
 
         Raises:

@@ -129,7 +129,7 @@ def score_file(request: ScoreRequest, console: Console | None = None) -> ScoreRe
     with RewardPool(config) as pool:
         entry = pool.entries[0]
         pool.check([])  # imports it: a plug-in that cannot be loaded is refused before any row is read
-        known = entry.resolved.name if entry.resolved.kind == "builtin" else ""
+        known = Path(entry.resolved.location).stem if entry.resolved.kind == "builtin" else ""
         report = ScoreReport(
             request.reward,
             request.file,
@@ -175,7 +175,7 @@ def _score_chunk(
 ) -> None:
     scores = pool.score(
         [sample.prompt for sample in chunk],
-        [sample.completion for sample in chunk],
+        [sample.text for sample in chunk],
         [sample.columns for sample in chunk],
     )
     report.failures.update(scores.errors)

@@ -164,6 +164,13 @@ def test_rewards_get_the_target_under_their_own_names() -> None:
         columns.sample({**text, "truth": "3,5 to 8"}, "countdown", "row 3")
 
 
+def test_end_of_text_is_no_part_of_a_completion(tmp_path: Path) -> None:
+    texts = ["12<|eot_id|>", "12<|endoftext|><|eot_id|>", "12</s>", "12", "<|eot_id|>12", "</s>" * 100_000]
+    rows = [{"question": "21=", "generation": text, "answer": "12"} for text in texts]
+    report = score_file(ScoreRequest("sort:sort_exact", write(tmp_path / "rows.jsonl", rows)))
+    assert [line["verdict"] for line in verdicts(report.verdicts)] == ["right"] * 4 + ["wrong"] * 2
+
+
 def test_a_target_that_is_not_a_number_is_no_reference(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(

@@ -189,6 +189,13 @@ def test_deadlines_that_a_plug_in_states_wrongly_are_refused(tmp_path, body, tol
         needed_seconds(resolve(str(write(tmp_path, "mine.py", text))), {})
 
 
+@pytest.mark.parametrize("name", ["gsm8k", "countdown", "sudoku", "sort", "sort:sort_exact"])
+def test_a_setting_that_a_built_in_does_not_have_is_refused(name):
+    with pytest.raises(PluginError, match="unknown kwargs key tolerance"):
+        load_function(name, {"tolerance": 1})
+    assert load_function(name).kwargs == {}
+
+
 def test_a_plug_in_states_how_long_its_calls_take(tmp_path):
     text = "def mine(completions): return [0.0]\ndef NEEDS_S(count, each=2): return count * each\n"
     mine = resolve(str(write(tmp_path, "mine.py", text)))

@@ -109,6 +109,25 @@ def test_the_code_reward_passes_on_its_own_examples_and_on_reference_solutions(n
         assert report.full_marks == 1.0
 
 
+def test_a_step_wise_function_is_tried_on_the_trajectories_of_its_examples(tmp_path):
+    body = (
+        "def steps(completions, trajectory):\n"
+        "    return [float(c == str(max(t['step_map']))) for c, t in zip(completions, trajectory)]\n"
+    )
+    examples = [
+        {"prompt": "p", "completion": str(last), "columns": {}, "trajectory": record}
+        for last in (2, 3)
+        for record in [{"completion_ids": [5, 6], "step_map": [0, last], "num_steps": last + 1}]
+    ]
+    file = tmp_path / "steps.py"
+    file.write_text(f"{body}EXAMPLES = {examples!r}\n")
+    report = selftest(str(file))
+    assert report.passed, failed(report)
+    file.write_text(f"{body}EXAMPLES = {[{'prompt': 'p', 'completion': '2', 'columns': {}}]!r}\n")
+    with pytest.raises(PluginError, match=r"(?s)an example has none.*Fix: give each of EXAMPLES"):
+        selftest(str(file))
+
+
 def test_rows_without_gold_answers_say_what_could_not_be_tried(tmp_path):
     report = selftest("countdown", [{"input": "1,2", "output": "3"}])
     assert report.passed
