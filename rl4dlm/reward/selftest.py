@@ -15,7 +15,7 @@ from typing import Any
 from rl4dlm.errors import PluginError
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import RewardEntry
-from rl4dlm.reward.gold import LAYOUTS, gold_completion
+from rl4dlm.reward.gold import FULL_MARKS, LAYOUTS, gold_completion
 from rl4dlm.reward.loading import resolve
 from rl4dlm.reward.runner import Attempt, Runner
 
@@ -80,6 +80,8 @@ class _Example:
     completion: str | None
     columns: Mapping[str, Any]
     trajectory: Mapping[str, Any] | None = None
+    declared: bool = False
+    """The completion is what `GOLD` says, which earns at least 1 (elsewhere the best gold answer is full)."""
 
 
 def selftest(
@@ -137,7 +139,7 @@ def _examples(
         if "completion" not in row:
             gold = runner.gold(0, columns)
             text = gold_completion(gold, columns)
-            example = replace(example, completion=text)
+            example = replace(example, completion=text, declared=gold.declared)
             if not gold.declared and text is not None:
                 example = _best_layout(example, runner, timeout_s)
         examples.append(example)
@@ -195,7 +197,7 @@ class _Trial:
         wrong = [
             f"{example.completion!r:.60} got {_shown(attempt)}"
             for example, attempt in zip(self.gold, attempts, strict=True)
-            if attempt.kind is not None or (_score(attempt) is not None and _score(attempt) != full)
+            if not _is_full(example, attempt, full)
         ]
         if full <= 0:
             wrong = [f"the best of them got {full:g}"]
@@ -254,6 +256,14 @@ class _Trial:
         if any(value is not None and not math.isfinite(value) for value in attempt.values):
             return replace(attempt, kind="not_finite", message=f"returned {attempt.values[0]}")
         return attempt
+
+
+def _is_full(example: _Example, attempt: Attempt, full: float) -> bool:
+    """A gold answer earned full marks, or None where the row is another task's."""
+    if attempt.kind is not None:
+        return False
+    score = _score(attempt)
+    return score is None or (score == full and (score >= FULL_MARKS or not example.declared))
 
 
 def _shuffled(example: _Example) -> _Example:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rl4dlm import cli
 from rl4dlm.errors import PluginError
 from rl4dlm.reward.selftest import HOSTILE, SelfTest, selftest
 
@@ -143,3 +144,57 @@ def test_a_function_without_examples_asks_for_data(tmp_path):
 def test_a_function_that_cannot_be_loaded_is_an_error():
     with pytest.raises(PluginError, match="no such file"):
         selftest("not/here.py")
+
+
+def command(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["rl4dlm", "rewards", "test", *arguments])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code, *capsys.readouterr()
+
+
+def test_the_command_tries_rows_of_a_table_and_shows_the_time_per_call(tmp_path, monkeypatch, capsys):
+    table = tmp_path / "rows.csv"
+    table.write_text(
+        "Puzzle,Solution\n3102200002100320,3142243142131324\n4320004330100004,4321124334122134\n"
+    )
+    status, out, _ = command(monkeypatch, capsys, "sudoku", "--data", str(table))
+    assert status == 0 and "2 of 2 got 1" in out and "time per call" in out
+    swapped = tmp_path / "swapped.csv"
+    swapped.write_text("Puzzle,Solution\n3102200002100320,4321124334122134\n")
+    status, out, _ = command(monkeypatch, capsys, "sudoku", "--data", str(swapped))
+    assert status == 1 and "'4321124334122134' got 0.875" in out
+
+
+def test_the_command_hands_settings_on(tmp_path, monkeypatch, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        '{"prompt": "p", "completion": "<think>So it is.</think>"}\n'
+        '{"prompt": "q", "completion": "<think>Or not.</think>"}\n'
+    )
+    status, out, _ = command(
+        monkeypatch, capsys, "format", "--data", str(rows), "--set", "tags=think", "--timeout-s", "9"
+    )
+    assert status == 0 and "2 of 2 got 1" in out
+    status, out, _ = command(monkeypatch, capsys, "format", "--data", str(rows))
+    assert status == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["gsm8k", "--data", "no.jsonl"], "no.jsonl: no such file"),
+        (["gsm8k", "--data", "rows.txt"], "unknown file type '.txt'"),
+        (["gsm8k", "--data", "empty.jsonl"], "holds no rows"),
+        (["gsm8k", "--set", "tolerance=1"], "unknown kwargs key tolerance"),
+        (["format", "--set", "tags"], "--set 'tags' has no value"),
+        (["llm_judge"], "needs the settings base_url and model"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(arguments, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.txt").write_text("x")
+    (tmp_path / "empty.jsonl").touch()
+    status, out, err = command(monkeypatch, capsys, *arguments)
+    assert status == 2 and told in err and "Traceback" not in err
