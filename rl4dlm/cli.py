@@ -28,6 +28,11 @@ app.add_typer(rewards_app, name="rewards")
 
 _INTERRUPTED = 130
 
+RewardSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Setting of the reward (kwargs in a recipe), e.g. tags=think,answer."),
+]
+
 RecipeArguments = Annotated[
     list[str], typer.Argument(help="Recipes (files or shipped names), then section.key=value overrides.")
 ]
@@ -171,6 +176,7 @@ def score(
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first N rows only.")] = None,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Deadline per row, seconds.")] = 5.0,
     num_processes: Annotated[int, typer.Option(min=1, help="Killable processes that score.")] = 1,
+    setting: RewardSettings = None,
 ) -> None:
     """Score saved completions with a reward function.
 
@@ -179,7 +185,10 @@ def score(
     from rl4dlm.score import Columns, ScoreRequest, json_line, print_report, score_file
 
     columns = Columns(prompt_column, completion_column, target_column)
-    request = ScoreRequest(reward, file, columns, _metric(metric), output, limit, timeout_s, num_processes)
+    kwargs = _reward_settings(setting)
+    request = ScoreRequest(
+        reward, file, columns, _metric(metric), output, limit, timeout_s, num_processes, kwargs
+    )
     report = score_file(request)
     if as_json:
         typer.echo(json_line(report))
@@ -274,8 +283,11 @@ def rewards_ls() -> None:
 def rewards_test(
     name: Annotated[str, typer.Argument(help="Built-in name, file, or package.module:function.")],
     data: Annotated[
-        Path | None, typer.Option(help="Rows with prompt, completion and columns (.jsonl).")
+        Path | None,
+        typer.Option(help="Rows to try it on (.jsonl, .csv, .parquet); default: its own EXAMPLES."),
     ] = None,
+    setting: RewardSettings = None,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Deadline per call, seconds.")] = 5.0,
 ) -> None:
     """Try a reward: gold answers, empty and hostile text, time per call, determinism.
 
@@ -283,7 +295,7 @@ def rewards_test(
     """
     from rl4dlm.standalone import test_reward
 
-    raise typer.Exit(0 if test_reward(name, data) else 1)
+    raise typer.Exit(0 if test_reward(name, data, _reward_settings(setting), timeout_s) else 1)
 
 
 def _evaluate_tasks(
@@ -305,6 +317,19 @@ def _metric(name: str | None) -> Any:
     if name is not None and name not in METRICS:
         raise RecipeError(f"--metric {name!r} is not known.\nFix: use {' or '.join(METRICS)}.")
     return name
+
+
+def _reward_settings(settings: list[str] | None) -> dict[str, Any]:
+    """`key=value` of `--set` as keyword arguments; values are YAML."""
+    from rl4dlm.errors import RecipeError
+    from rl4dlm.recipe.loader import parse_override
+
+    kwargs: dict[str, Any] = {}
+    for setting in settings or []:
+        if "=" not in setting:
+            raise RecipeError(f"--set {setting!r} has no value.\nFix: write --set key=value.")
+        kwargs |= parse_override(setting)
+    return kwargs
 
 
 def _recipe(arguments: list[str]) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rl4dlm import __version__
-from rl4dlm.errors import PluginError, RecipeError
+from rl4dlm.errors import RecipeError
 from rl4dlm.evaluate import Evaluation, evaluate, rollout_workers
 from rl4dlm.preflight import Preflight, preflight
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.sections import DataConfig
 from rl4dlm.run_folder import storage
+from rl4dlm.tracking.environment import describe_environment
 
 
 def evaluate_model(recipe: Recipe, output: Path | None, console: Console | None = None) -> Evaluation:
@@ -77,8 +78,6 @@ def _evaluate_on_workers(recipe: Recipe, checks: Preflight, out: Console) -> Eva
 
 def _evaluation_record(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
     """Scores with what they depend on beside them."""
-    import torch
-
     return {
         "metrics": evaluation.metrics,
         "decode": evaluation.decode,
@@ -86,10 +85,8 @@ def _evaluation_record(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]
         "data": recipe.data.model_dump(mode="json"),
         "rewards": recipe.reward.model_dump(mode="json"),
         "seed": recipe.run.seed,
-        "environment": {
-            "rl4dlm": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+        "environment": describe_environment()
+        | {
             "device": "cuda" if recipe.cluster.gpus_per_rollout_worker else "cpu",
             "dtype": "bfloat16" if recipe.trainer.bf16 else "float32",
         },
@@ -169,42 +166,35 @@ def _show_step(live: Live, tokenizer: Any, mask_id: int, prompt: str, view: Any)
     live.update(Text("\n").join(lines), refresh=True)
 
 
-def test_reward(name: str, data: Path | None, console: Console | None = None) -> bool:
+def test_reward(
+    name: str,
+    data: Path | None,
+    kwargs: Mapping[str, Any] | None = None,
+    timeout_s: float = 5.0,
+    console: Console | None = None,
+) -> bool:
     """Try a reward function and print what was found; True when everything held.
 
-    Raises:
-        PluginError: the function cannot be loaded, or the rows cannot be read.
-    """
-    from rl4dlm.reward.selftest import selftest
+    Args:
+        data: rows instead of the function's own examples.
+        kwargs: settings, as in a recipe.
+        timeout_s: deadline per call, seconds.
 
-    rows = None if data is None else _read_rows(data)
-    report = selftest(name, rows)
+    Raises:
+        DataError: the rows cannot be read.
+        PluginError: the function cannot be loaded.
+    """
+    from rl4dlm.reward.selftest import MAX_EXAMPLES, selftest
+    from rl4dlm.score import SavedRows
+
+    rows = None if data is None else list(islice(SavedRows(data), MAX_EXAMPLES))
+    report = selftest(name, rows, kwargs=kwargs, timeout_s=timeout_s)
     table = Table(title=f"reward {name}", title_justify="left")
     for column in ("", "check", "found"):
         table.add_column(column)
     verdicts = {True: "[green]ok[/]", False: "[red]fails[/]", None: "[yellow]-[/]"}
     for check in report.checks:
         table.add_row(verdicts[check.passed], check.name, Text(check.detail))
+    table.add_row("", "time per call", f"{report.seconds_per_call:.3g} s with one completion")
     (console or Console()).print(table)
     return bool(report.passed)
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").strip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PluginError(f"{path} cannot be read: {error}.\nFix: give a .jsonl file.") from None
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise PluginError(
-                f"{path}, row {number}: not JSON: {error}.\nFix: write one object a line."
-            ) from None
-        if not isinstance(row, dict) or not {"prompt", "completion"} <= row.keys():
-            raise PluginError(
-                f"{path}, row {number}: prompt or completion is missing.\nFix: give every row both columns."
-            )
-        rows.append(row)
-    return rows

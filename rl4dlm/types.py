@@ -169,6 +169,8 @@ class Scores:
     """The first distinct failure messages, for the log."""
     logged: Mapping[str, float] = field(default_factory=dict)
     """Scalars that reward functions logged through TRL's `log_metric`, averaged."""
+    kinds: Mapping[int, str] = field(default_factory=dict)
+    """By index in the batch the kind of failure, of the first function that failed there."""
 
 
 @dataclass(frozen=True)
