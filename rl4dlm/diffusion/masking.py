@@ -54,10 +54,25 @@ def count_masks(seed: Tensor, positions: Tensor, counts: Tensor, inner: int) -> 
     Returns:
         bool `[rows, states, completion]`, True = masked.
     """
-    noise = _position_uniform(seed, counts.shape[1], positions.shape[1], inner)
-    noise = noise.masked_fill(~positions[:, None], torch.inf)
-    rank = noise.argsort(dim=-1, stable=True).argsort(dim=-1)  # [rows, states, completion]
+    rank = random_ranks(seed, positions, counts.shape[1], inner)
     return (rank < counts[..., None]) & positions[:, None]
+
+
+def random_ranks(seed: Tensor, positions: Tensor, num_orders: int, inner: int) -> Tensor:
+    """Uniformly random orders of each row's positions.
+
+    Args:
+        seed: int64 `[rows]`.
+        positions: bool `[rows, completion]`, the positions that are ordered.
+        num_orders: independent orders per row.
+        inner: index of the pass over the batch.
+
+    Returns:
+        int64 `[rows, num_orders, completion]`, each position's place from 0; all others come last.
+    """
+    noise = _position_uniform(seed, num_orders, positions.shape[1], inner)
+    noise = noise.masked_fill(~positions[:, None], torch.inf)
+    return noise.argsort(dim=-1, stable=True).argsort(dim=-1)
 
 
 def bernoulli_masks(seed: Tensor, positions: Tensor, rates: Tensor, inner: int) -> Tensor:

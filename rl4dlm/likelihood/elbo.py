@@ -155,14 +155,38 @@ def plan_corruptions(
     plan = _ESTIMATORS[settings.estimator]
     if block is None or not block.any():
         return plan(torch.tensor(seed), torch.tensor(loss_mask), inner, settings)
+    return by_block(lambda roots, positions: plan(roots, positions, inner, settings), seed, loss_mask, block)
+
+
+def by_block(
+    plan: Callable[[Tensor, Tensor], CorruptionPlan], seed: np.ndarray, loss_mask: np.ndarray, block: Tensor
+) -> CorruptionPlan:
+    """One plan for the states of all blocks at once, each block planned alone with a seed of its own.
+
+    Args:
+        plan: (seeds `[n]`, positions `[n, completion]`) -> plan of n rows.
+        seed, loss_mask, block: as `plan_corruptions`.
+
+    Returns:
+        The plan; a state masks something in every block, weights are `[rows, states, completion]`.
+    """
+    parts, shape = plan_each_block(plan, seed, loss_mask, block)
+    weight = parts.weight if parts.weight.ndim == 3 else parts.weight[..., None]
+    weight = (weight * parts.is_masked).unflatten(0, shape)
+    is_masked = parts.is_masked.unflatten(0, shape)  # [rows, blocks, states, completion]
+    return CorruptionPlan(is_masked.any(1), weight.sum(1))
+
+
+def plan_each_block(
+    plan: Callable[[Tensor, Tensor], CorruptionPlan], seed: np.ndarray, loss_mask: np.ndarray, block: Tensor
+) -> tuple[CorruptionPlan, tuple[int, int]]:
+    """The plans of every block of every row, `[rows * blocks, ...]`, and (rows, blocks); see `by_block`."""
     num_blocks = int(block.max()) + 1
     inside = torch.arange(num_blocks)[:, None] == block[:, None]  # [rows, blocks, completion]
     positions = inside & torch.tensor(loss_mask)[:, None]
     seeds = [[derive_seed(int(root), "block", number) for number in range(num_blocks)] for root in seed]
-    parts = plan(torch.tensor(seeds).flatten(), positions.flatten(0, 1), inner, settings)
-    is_masked = parts.is_masked.unflatten(0, inside.shape[:2])  # [rows, blocks, states, completion]
-    weight = parts.weight.expand(len(parts.is_masked), -1).unflatten(0, inside.shape[:2])
-    return CorruptionPlan(is_masked.any(1), (weight[..., None] * is_masked).sum(1))
+    parts = plan(torch.tensor(seeds).flatten(), positions.flatten(0, 1))
+    return parts, (len(seed), num_blocks)
 
 
 def elbo(
