@@ -173,6 +173,25 @@ def stratified_counts(length: Tensor, first: Tensor, num: int) -> Tensor:
     return torch.minimum(counts, length[:, None])
 
 
+def coupled_counts(length: Tensor, first: Tensor, share: Tensor) -> Tensor:
+    """Sizes of one half of a pair of complementary masks: x_b = (k + round(share_b (L + 1))) mod (L + 1).
+
+    Where k is uniform on 0..L every x_b is too, and rows whose shares are b / B cover the range.
+
+    Source: ESPO, arXiv:2512.03759, as stated in specs/rl-algorithms 5.5.
+
+    Args:
+        length: int64 `[rows]`, positions L of each row.
+        first: int64 `[rows, pairs]`, k in 0..L.
+        share: float64 `[rows]`, in [0, 1): place of the row in the shared draw.
+
+    Returns:
+        int64 `[rows, pairs]` in 0..L.
+    """
+    size = length[:, None] + 1
+    return (first + (share[:, None] * size).round().long()) % size
+
+
 def forward_process(
     seed: Tensor, positions: Tensor, t: Tensor, *, eps: float = 1e-3
 ) -> tuple[Tensor, Tensor]:

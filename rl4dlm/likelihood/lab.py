@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.likelihood.elbo import ElboSettings, plan_corruptions
+from rl4dlm.likelihood.elbo import ElboSettings, Strata, plan_corruptions, plan_coupled
 from rl4dlm.likelihood.one_step import one_step_states
 from rl4dlm.likelihood.orders import blockwise_plan, random_order_plan
 from rl4dlm.likelihood.packing import split_by_tokens
@@ -164,6 +164,16 @@ def _elbo_estimator(name: str, estimator: str, rule: str) -> Estimator:
     return Estimator(name, "elbo", states, _always)
 
 
+def _coupled(draws: Draws, forwards: int) -> States:
+    # Draws are independent, so each has a stratum of its own; a trainer's batch shares one.
+    strata = Strata(draws.seed, np.zeros(len(draws.seed)))
+    return plan_coupled(draws.seed, draws.loss_mask, forwards, forwards // 2, strata, draws.block).states()
+
+
+def _in_pairs(completions: Completions, forwards: int) -> bool:
+    return forwards % 2 == 0
+
+
 def _random_order(draws: Draws, forwards: int) -> States:
     return random_order_plan(draws.seed, draws.loss_mask, forwards, forwards, draws.block).states()
 
@@ -198,6 +208,7 @@ ESTIMATORS: tuple[Estimator, ...] = (
     _elbo_estimator("sdmc/round", "sdmc", "round"),
     _elbo_estimator("sdmc/floor_release", "sdmc", "floor_release"),
     _elbo_estimator("sdmc/bernoulli", "sdmc", "bernoulli"),
+    Estimator("coupled", "elbo", _coupled, _in_pairs),
     Estimator("random_order", "elbo", _random_order, _up_to_a_trajectory),
     Estimator("block", "block_elbo", _blockwise, _fits_blocks),
     Estimator("one_step", "surrogate", _one_step(0.0), _once, random=False, only_actions=False),

@@ -17,7 +17,7 @@ from rl4dlm.diffusion.masking import random_ranks, state_uniform, stratified_cou
 from rl4dlm.likelihood.elbo import (
     CorruptionPlan,
     ElboSettings,
-    by_block,
+    block_by_block,
     plan_corruptions,
     plan_each_block,
 )
@@ -44,11 +44,9 @@ def random_order_plan(
     """
 
     def plan(roots: Tensor, positions: Tensor) -> CorruptionPlan:
-        return _order_steps(roots, positions, inner, num_steps)
+        return _order_steps(roots[:, 0], positions, inner, num_steps)
 
-    if block is None or not block.any():
-        return plan(torch.tensor(seed), torch.tensor(loss_mask))
-    return by_block(plan, seed, loss_mask, block)
+    return block_by_block(plan, torch.tensor(seed)[:, None], torch.tensor(loss_mask), block)
 
 
 def _order_steps(seed: Tensor, positions: Tensor, inner: int, num_steps: int) -> CorruptionPlan:
@@ -80,11 +78,12 @@ def blockwise_plan(
     """
 
     def plan(roots: Tensor, positions: Tensor) -> CorruptionPlan:
-        return plan_corruptions(roots.numpy(), positions.numpy(), inner, settings)
+        return plan_corruptions(roots[:, 0].numpy(), positions.numpy(), inner, settings)
 
-    parts, shape = plan_each_block(plan, seed, loss_mask, block)
+    positions = torch.tensor(loss_mask)
+    parts, shape = plan_each_block(plan, torch.tensor(seed)[:, None], positions, block)
     weight = (parts.weight[..., None] * parts.is_masked).unflatten(0, shape)
     inside = parts.is_masked.unflatten(0, shape)  # [rows, blocks, states, completion]
     later = block[:, None] > torch.arange(shape[1])[:, None]  # [rows, blocks, completion]
-    hidden = inside | (later & torch.tensor(loss_mask)[:, None])[:, :, None]
+    hidden = inside | (later & positions[:, None])[:, :, None]
     return CorruptionPlan(hidden.flatten(1, 2), weight.flatten(1, 2))

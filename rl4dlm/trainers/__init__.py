@@ -12,6 +12,7 @@ from rl4dlm.types import DenoiserSpec
 
 METHODS: dict[str, str] = {
     "diffu_grpo": "diffu_grpo:DiffuGRPO",
+    "espo": "espo:ESPO",
     "gdpo": "gdpo:GDPO",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
