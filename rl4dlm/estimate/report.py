@@ -166,7 +166,7 @@ def _figure(value: float) -> str:
 
 
 def _bias(spread: Spread) -> str:
-    text = f"{spread.bias:.2f}" if abs(spread.bias) >= 0.1 else f"{spread.bias:.1g}"
+    text = f"{spread.bias:.2f}" if abs(spread.bias) >= 0.1 else f"{spread.bias:.3f}"
     return text if abs(spread.bias) > 2 * spread.bias_se else f"({text})"
 
 

@@ -29,7 +29,8 @@ P_MASK_PROMPT = 0.15
 """Share of prompt tokens that d1's one-step estimate hides."""
 REFERENCE_PARTS = 16
 """Independent parts of a sampled reference; its standard error is that of their mean."""
-_CHUNK_STATES = 1 << 15
+_CHUNK_POSITIONS = 1 << 22
+"""Positions of the states that are planned together, each counted once for every block of the model."""
 
 Advance = Callable[[int], None]
 """Told how many states the model has read."""
@@ -346,7 +347,8 @@ def estimates(
         float64 `[models, rows, repeats]`, nats.
     """
     completions = oracles[0].completions
-    size = max(1, _CHUNK_STATES // (forwards * len(completions)))
+    positions = forwards * completions.completion_ids.size * (int(completions.block.max()) + 1)
+    size = max(1, _CHUNK_POSITIONS // positions)
     parts = []
     for start in range(0, repeats, size):
         draws = Draws.of(completions, range(start, min(start + size, repeats)), seed)

@@ -116,10 +116,11 @@ def test_looking_up_equals_asking_the_model(estimator: Estimator, block_length):
     torch.testing.assert_close(looked_up, asked, atol=1e-9, rtol=0)
 
 
-def test_draws_depend_neither_on_how_many_there_are_nor_on_the_size_of_a_forward():
+def test_draws_depend_neither_on_how_many_there_are_nor_on_what_is_done_at_once(monkeypatch):
     denoiser = tiny_denoiser()
     oracle = oracle_of(denoiser, enumerated=False)
     more = estimates([oracle], BY_NAME["coupled"], 4, 5, seed=2)
+    monkeypatch.setattr("rl4dlm.likelihood.lab._CHUNK_POSITIONS", 1)  # a draw of each completion at a time
     fewer = estimates([replace(oracle, max_tokens=1)], BY_NAME["coupled"], 4, 3, seed=2)
     torch.testing.assert_close(more[..., :3], fewer, atol=1e-12, rtol=0)
 
