@@ -248,13 +248,12 @@ class Enumeration:
         total = torch.zeros(len(self.bit), dtype=torch.float64)
         for number in range(int(self.block.max()) + 1):
             inside = (self.block == number) & (self.bit >= 0)  # [rows, completion]
-            size = inside.sum(1)
             scored = hidden & inside[:, None]  # [rows, subsets, completion]
             joint, count = torch.where(scored, self.logp, 0.0).sum(-1), scored.sum(-1)
-            for row in range(len(size)):
-                within = slice(0, 2 ** int(size[row]))
-                for k in range(1, int(size[row]) + 1):
-                    total[row] += joint[row, within][count[row, within] == k].mean() / k
+            for row, num_actions in enumerate(inside.sum(1).tolist()):
+                # A subset that differs outside the block only is the same one again, as often as any other.
+                means = [joint[row, count[row] == k].mean() / k for k in range(1, num_actions + 1)]
+                total[row] += sum(means)
         return total
 
 

@@ -116,6 +116,16 @@ def test_looking_up_equals_asking_the_model(estimator: Estimator, block_length):
     torch.testing.assert_close(looked_up, asked, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: estimator.name)
+def test_a_draw_takes_as_many_forwards_as_are_stated(estimator: Estimator):
+    completions = completions_of(tiny_denoiser())
+    draws = Draws.of(completions, range(3), 0)
+    for forwards in (1, 2, 4):
+        if estimator.fits(completions, forwards):
+            states = estimator.states(draws, forwards)
+            assert states.row.bincount().tolist() == [forwards] * 6
+
+
 def test_draws_depend_neither_on_how_many_there_are_nor_on_what_is_done_at_once(monkeypatch):
     denoiser = tiny_denoiser()
     oracle = oracle_of(denoiser, enumerated=False)
@@ -253,7 +263,10 @@ def test_one_step_scores_every_action_with_the_whole_canvas_hidden():
 
 
 def test_masked_prompts_change_the_one_step_estimate():
-    oracle = oracle_of(tiny_denoiser())
+    """Also where the canvas holds actions only, whose subsets with a clean prompt were enumerated."""
+    denoiser = tiny_denoiser()
+    completions = Completions.of(PROMPTS, IDS, np.ones_like(ACTIONS), denoiser.spec, 3)
+    oracle = Oracle(denoiser, completions, TOKENS, enumerate_subsets(denoiser, completions, TOKENS))
     values = estimates([oracle], BY_NAME["one_step/prompt_masked"], 1, 60, seed=0)[0]
     plain = estimates([oracle], BY_NAME["one_step"], 1, 2, seed=0)[0, :, :1]
     changed = ((values - plain).abs() > 1e-9).double().mean(1)
