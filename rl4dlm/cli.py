@@ -129,10 +129,9 @@ def evaluate(
         raise UserError(
             f"--{name} goes with --tasks.\nFix: add --tasks, or set the recipe's keys (eval.*, rollout.*)."
         )
-    overrides = [] if model is None else ["model.init=null", f"model.path={model}", "warm_start=null"]
     from rl4dlm.standalone import evaluate_model
 
-    evaluate_model(_recipe([*(recipe or []), *overrides]), output)
+    evaluate_model(_recipe([*(recipe or []), *_other_model(model)]), output)
 
 
 @app.command()
@@ -195,6 +194,81 @@ def score(
     else:
         print_report(report)
     raise typer.Exit(0 if report.scores.count else 1)
+
+
+@app.command()
+def estimate(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help="Completions: rollouts of a run (.parquet), prompt and completion (.jsonl), or a recipe, "
+            "whose data (and model) are taken, with section.key=value overrides."
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or hub name; default: the recipe's.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Second model: log-ratios with shared and independent masks.")
+    ] = None,
+    forwards: Annotated[str, typer.Option(help="Forwards per estimate.")] = "1,2,3,4,5,8",
+    estimators: Annotated[str | None, typer.Option(help="Some of them, e.g. stratified,coupled.")] = None,
+    num_completions: Annotated[int, typer.Option(min=1, help="Completions, spread over the file.")] = 8,
+    scope: Annotated[
+        str, typer.Option(help="Positions that are estimated: until_eos, or the whole canvas.")
+    ] = "until_eos",
+    block_length: Annotated[
+        int | None, typer.Option(min=1, help="Of the block-wise estimate; default: half, 32 at most.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=2, help="Draws per completion; default: 2000 exact, 64 sampled.")
+    ] = None,
+    exact_up_to: Annotated[
+        int, typer.Option(min=0, max=16, help="Positions whose subsets are all evaluated.")
+    ] = 10,
+    reference_forwards: Annotated[
+        int, typer.Option(min=16, help="Forwards of a longer completion's reference.")
+    ] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens per forward.")] = 16384,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Weights in bfloat16.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="SVG file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Measure bias and spread of every likelihood estimator, per number of forwards.
+
+    Example: rl4dlm estimate quickstart --model runs/quickstart/warm_start --plot estimators.svg
+
+    Example: rl4dlm estimate runs/a/rollouts/update_000001.parquet --model runs/a/model --against runs/b/model
+    """
+    from rl4dlm.estimate import EstimateRequest, json_line, print_report
+    from rl4dlm.estimate import estimate as run_estimate
+
+    request = EstimateRequest(
+        source=tuple(source),
+        recipe=_completions_recipe(source, model),
+        model=model,
+        against=against,
+        names=() if estimators is None else tuple(estimators.split(",")),
+        forwards=_counts(forwards),
+        num_completions=num_completions,
+        scope=_scope(scope),
+        block_length=block_length,
+        repeats=repeats,
+        exact_up_to=exact_up_to,
+        reference_forwards=reference_forwards,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+        bf16=bf16,
+        plot=plot,
+    )
+    report = run_estimate(request)
+    if as_json:
+        typer.echo(json_line(report))
+    else:
+        print_report(report)
 
 
 @app.command()
@@ -307,6 +381,39 @@ def _evaluate_tasks(
 
     folder = output or Path("evaluations") / Path(model).resolve().name
     evaluate_tasks(SuiteRequest(tasks, model, folder, overrides=overrides, **options))
+
+
+def _completions_recipe(source: list[str], model: str | None) -> Any:
+    """The recipe that `estimate` takes completions from; None where a file has them."""
+    from rl4dlm.estimate.sources import is_file
+
+    if is_file(source):
+        return None
+    return _recipe([*source, *_other_model(model)])
+
+
+def _other_model(model: str | None) -> list[str]:
+    """Overrides that put a model folder in the place of a recipe's model."""
+    return [] if model is None else ["model.init=null", f"model.path={model}", "warm_start=null"]
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """`1,2,4` as numbers, in order."""
+    from rl4dlm.errors import RecipeError
+
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise RecipeError(f"--forwards {text!r} is no list of counts from 1.\nFix: write 1,2,4.")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _scope(name: str) -> str:
+    from rl4dlm.errors import RecipeError
+    from rl4dlm.estimate import SCOPES
+
+    if name not in SCOPES:
+        raise RecipeError(f"--scope {name!r} is not known.\nFix: use {' or '.join(SCOPES)}.")
+    return name
 
 
 def _metric(name: str | None) -> Any:

@@ -56,7 +56,7 @@ def preflight(recipe: Recipe) -> Preflight:
     check_devices(recipe)
     entries_of(recipe.reward)
     if recipe.model.init is not None:
-        model = _scratch_model(recipe)
+        model = scratch_model(recipe)
         tokenizer, spec, facts, make_model = model.tokenizer, model.spec, describe(model), lambda: model
     else:
         assert recipe.model.path is not None
@@ -148,8 +148,8 @@ def check_demonstrations(recipe: Recipe, tokenizer: Any, spec: DenoiserSpec, pro
     )
 
 
-def _scratch_model(recipe: Recipe) -> LoadedModel:
-    """The tokenizer and the network that `model.init` describes."""
+def scratch_model(recipe: Recipe) -> LoadedModel:
+    """The tokenizer and the network that `model.init` describes; only for a recipe that has it."""
     init = recipe.model.init
     assert init is not None
     if init.tokenizer.type == "char":

@@ -14,6 +14,7 @@ METHODS: dict[str, str] = {
     "agrpo": "agrpo:AGRPO",
     "coupled_grpo": "coupled_grpo:CoupledGRPO",
     "diffu_grpo": "diffu_grpo:DiffuGRPO",
+    "espo": "espo:ESPO",
     "gdpo": "gdpo:GDPO",
     "just_grpo": "just_grpo:JustGRPO",
     "tracerl": "tracerl:TraceRL",

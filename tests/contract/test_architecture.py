@@ -15,7 +15,7 @@ FLOORS = [
     {"data", "models", "rollout", "reward", "tracking"},
     {"trainers", "preflight", "prompt_filter", "export", "benchmarks", "lm_eval_bridge"},
     {"workers", "cost", "score"},
-    {"evaluate", "dry_run", "doctor"},
+    {"evaluate", "dry_run", "doctor", "estimate"},
     {"train", "standalone", "suite"},
     {"cli"},
 ]

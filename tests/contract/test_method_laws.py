@@ -25,6 +25,8 @@ REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]  # the second of three groups
 WHOLE = 10**6  # a token budget that everything fits in
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "espo": {"type": "espo", "epsilon": 0.2},
+    "espo-plain": {"type": "espo", "epsilon": 0.01, "beta": 0.0, "num_masks": 1, "baseline": "mean"},
     "gdpo": {"type": "gdpo"},
     "gdpo-kl": {"type": "gdpo", "beta": 0.2, "num_nodes": 2},
     "diffu_grpo": {"type": "diffu_grpo", "beta": 0.0},

@@ -20,6 +20,7 @@ TINY = [name for name in RECIPES if load_recipe(name).model.init is not None]
 LARGE = [name for name in RECIPES if name not in TINY]
 LARGE_GDPO = [name for name in LARGE if name.startswith("gdpo/llada")]
 
+# What `--dry-run` prints: 96 completions x 128 steps, then completions x states x passes.
 ON_CPU = ["cluster.gpus_per_trainer=0", "cluster.gpus_per_rollout_worker=0", "eval.num_prompts=4"]
 ROWS = {
     "gsm8k": {"question": "Ann has 2 apples and buys {}. How many?", "answer": "2 + {0} = 2+{0}\n#### 7"},
@@ -139,6 +140,8 @@ FORWARDS = {
     # 96 x 1 state x 12 passes, 8 for Countdown.
     **dict.fromkeys((f"diffu_grpo/llada_{task}" for task in ROWS), ("12,288", "1,152", "1,152")),
     "diffu_grpo/llada_countdown": ("12,288", "768", "768"),
+    # 96 x 4 states x 8 passes.
+    "espo/llada_gsm8k": ("12,288", "3,072", "3,072"),
     # 160 completions x 256 steps; 160 x 3 views x 2 passes.
     "coupled_grpo/llada_gsm8k": ("40,960", "960", "960"),
     # 128 x 128 steps; 128 x 1 x 4 passes.
