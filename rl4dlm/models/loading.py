@@ -22,6 +22,9 @@ from rl4dlm.models.families import (
     find_family,
     is_autoregressive,
     parameter_shapes,
+    skeleton,
+    stored_buffers,
+    tensor_shapes,
 )
 from rl4dlm.models.folders import find_folder, headers_of
 from rl4dlm.models.weights import (
@@ -103,9 +106,9 @@ def load(
     opened.require_bijection(headers)
     tokenizer = opened.tokenizer or _read_tokenizer(folder, trust_remote_code)
     spec = denoiser_spec(kind, config, tokenizer, str(folder))
-    with torch.device("meta"):
-        module = kind.build(config)
-    _assign(module, opened.convert(stream_tensors(headers, device=device, dtype=dtype)))
+    module = skeleton(kind, config)
+    exact = stored_buffers(module)
+    _assign(module, opened.convert(stream_tensors(headers, device=device, dtype=dtype, exact=exact)))
     module.forbid(spec.forbidden_ids)
     return LoadedModel(module.eval(), tokenizer, spec, kind.name, folder)
 
@@ -187,9 +190,8 @@ def create(
         block_length=block_length,
     )
     spec = denoiser_spec(kind, config, tokenizer, "model.init")
-    with torch.device("meta"):
-        module = kind.build(config)
-    module.to_empty(device="cpu").tie_weights()
+    with torch.random.fork_rng(devices=[]):
+        module = kind.build(config)  # torch's own initialisation, which is overwritten
     kind.initialise(module, torch.Generator().manual_seed(derive_seed(seed, "model-init")))
     module.forbid(spec.forbidden_ids)
     return LoadedModel(module.eval(), tokenizer, spec, kind.name, None)
@@ -267,7 +269,7 @@ class _Opened:
 
     def require_bijection(self, headers: dict[str, TensorHeader]) -> None:
         """The files hold exactly the network's tensors."""
-        expected = parameter_shapes(self.kind, self.config)
+        expected = tensor_shapes(self.kind, self.config)
         if self.tokenizer is not None:
             expected = stored_shapes(expected, self.stored_rows)
         found = {name: header.shape for name, header in headers.items()}
@@ -319,10 +321,12 @@ def _read_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenize
 
 
 def _assign(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Replace parameters without storage by the given tensors."""
+    """Replace parameters and buffers without storage by the given tensors."""
     for name, tensor in tensors:
         owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor))
+        holder = module.get_submodule(owner)
+        is_buffer = leaf in holder._buffers
+        setattr(holder, leaf, tensor if is_buffer else nn.Parameter(tensor))
     module.tie_weights()
 
 
@@ -334,7 +338,7 @@ def _facts(kind: Family, config: Config, *, bytes_on_disk: int, dtype: torch.dty
         num_layers=config.num_hidden_layers,
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
-        mlp_size=config.intermediate_size,
+        mlp_size=config.active_mlp_width,
         vocab_size=config.embedding_size,
         max_length=config.max_position_embeddings,
         bytes_on_disk=bytes_on_disk,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import ModelError, SyncError
-from rl4dlm.models.families import FAMILIES
+from rl4dlm.models.families import FAMILIES, stored_buffers
 from rl4dlm.models.folders import new_folder
 from rl4dlm.models.scoring import OutputHead
 from rl4dlm.recipe.sections import LoraSettings
@@ -144,6 +144,7 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
         for name, parameter in module.named_parameters()
         if not _is_adapter(name)
     }
+    state |= {_published_name(name): buffer.detach() for name, buffer in stored_buffers(module).items()}
     for path, layer in _adapted_layers(module):
         name = _published_name(f"{path}.weight")
         state[name] = _merge(layer, state[name])

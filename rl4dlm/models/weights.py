@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -178,9 +178,12 @@ def require_same_tensors(
 
 
 def stream_tensors(
-    headers: Mapping[str, TensorHeader], *, device: str, dtype: torch.dtype
+    headers: Mapping[str, TensorHeader], *, device: str, dtype: torch.dtype, exact: Collection[str] = ()
 ) -> Iterator[tuple[str, Tensor]]:
     """Read tensors one after the other, file by file, cast, in memory of their own (not the mapped file's).
+
+    Args:
+        exact: names that are read as float32 whatever `dtype` says.
 
     Raises:
         ModelError: a file cannot be read.
@@ -189,7 +192,8 @@ def stream_tensors(
         try:
             with safe_open(file, framework="pt", device="cpu") as shard:
                 for name in (name for name, header in headers.items() if header.file == file):
-                    yield name, shard.get_tensor(name).to(device=device, dtype=dtype, copy=True)
+                    kind = torch.float32 if name in exact else dtype
+                    yield name, shard.get_tensor(name).to(device=device, dtype=kind, copy=True)
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from error
 

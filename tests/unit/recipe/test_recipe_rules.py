@@ -18,8 +18,20 @@ BROKEN = [
     ("one_model_source", ["model.init.n_heads=3"], "model.init.n_heads", "1 or 2 or 4 heads"),
     ("one_model_source", ["model.init.n_kv_heads=3"], "model.init.n_kv_heads", "1 or 2 or 4"),
     ("blocks_fit_the_family", ["model.family=sdar"], "model.block_length", "published: 4"),
-    ("blocks_fit_the_family", ["model.block_length=4"], "model.block_length", "sdar or a2d"),
+    ("blocks_fit_the_family", ["model.block_length=4"], "model.block_length", "sdar, llada2, bd3lm, a2d"),
     ("blocks_fit_the_family", ["model.family=dream", "model.block_length=4"], "model.block_length", "leave"),
+    (
+        "experts_can_be_chosen",
+        ["model.family=llada_moe", "model.init.num_experts_per_tok=5"],
+        "model.init.num_experts_per_tok",
+        "4 or less",
+    ),
+    (
+        "experts_can_be_chosen",
+        ["model.family=llada2", "model.block_length=4", "model.init.num_experts=5"],
+        "model.init.num_experts",
+        "even number",
+    ),
     ("one_data_source", ["data.train=rows.jsonl"], "data.task", "exactly one"),
     (
         "one_data_source",
