@@ -52,7 +52,6 @@ class _PolicyWorker:
             torch.utils.deterministic.fill_uninitialized_memory = False
         self._recipe, self._rank, self._world_size = recipe, rank, recipe.cluster.num_trainers
         self._device = "cuda" if recipe.cluster.gpus_per_trainer else "cpu"
-        self._trainer = make_trainer(recipe.algorithm)
         self._engine: Any = None
 
     def address(self) -> tuple[str, int]:
@@ -75,6 +74,7 @@ class _PolicyWorker:
         if self._engine is not None:
             self._engine.destroy()
         self._loaded = self._load_model(model_path)
+        self._trainer = make_trainer(recipe, self._loaded.spec)
         module = self._loaded.module
         if trainer.gradient_checkpointing:
             module.gradient_checkpointing_enable()
