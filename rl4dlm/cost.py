@@ -43,13 +43,9 @@ def cost_of(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> Cost:
 
 
 def trainable_parameters(recipe: Recipe, facts: ModelFacts) -> int:
-    """All parameters, or those of the adapters: r x (in + out) on attention and MLP projections."""
+    """All parameters, or those of the adapters on the family's default projections."""
     lora = recipe.trainer.lora
-    if lora is None:
-        return facts.num_parameters
-    d, kv = facts.hidden_size, facts.hidden_size * facts.num_kv_heads // facts.num_heads
-    per_layer = 2 * (d + d) + 2 * (d + kv) + 3 * (d + facts.mlp_size)
-    return lora.r * per_layer * facts.num_layers
+    return facts.num_parameters if lora is None else lora.r * facts.adapted_width
 
 
 def _dtype_bytes(recipe: Recipe) -> int:

@@ -51,14 +51,12 @@ def _merge_adapter(recipe: Recipe, checkpoint: Checkpoint, target: Path) -> Path
     import torch
     from peft import PeftModel
 
-    from rl4dlm.models import load, merged_state_dict, save
+    from rl4dlm.models import load, merged_state_dict, options_of, save
 
     loaded = load(
         checkpoint.state["model"],
-        family=recipe.model.family,
         dtype=torch.bfloat16 if recipe.trainer.bf16 else torch.float32,
-        trust_remote_code=recipe.model.trust_remote_code,
-        block_length=recipe.model.block_length,
+        **options_of(recipe.model),
     )
     adapted = PeftModel.from_pretrained(loaded.module, str(checkpoint.parts.adapter))
     return save(loaded, target, loaded.tokenizer, state_dict=merged_state_dict(adapted))

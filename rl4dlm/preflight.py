@@ -20,6 +20,7 @@ from rl4dlm.models import (
     encode,
     inspect,
     load_tokenizer,
+    options_of,
 )
 from rl4dlm.recipe import Recipe
 from rl4dlm.reward.entries import entries_of
@@ -57,11 +58,8 @@ def preflight(recipe: Recipe) -> Preflight:
         tokenizer, spec, facts, make_model = model.tokenizer, model.spec, describe(model), lambda: model
     else:
         assert recipe.model.path is not None
-        asked = {"family": recipe.model.family, "block_length": recipe.model.block_length}
-        facts = inspect(recipe.model.path, **asked)
-        tokenizer, spec = load_tokenizer(
-            recipe.model.path, trust_remote_code=recipe.model.trust_remote_code, **asked
-        )
+        facts = inspect(recipe.model.path, **options_of(recipe.model))
+        tokenizer, spec = load_tokenizer(recipe.model.path, **options_of(recipe.model))
         make_model = partial(_no_model, recipe.model.path)
     prompts = open_prompts(
         recipe.data,

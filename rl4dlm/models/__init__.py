@@ -19,6 +19,7 @@ from rl4dlm.models.loading import (
     inspect,
     load,
     load_tokenizer,
+    options_of,
 )
 from rl4dlm.models.lora import (
     add_lora,
@@ -57,6 +58,7 @@ __all__ = [
     "load_trainable_state",
     "load_value_model",
     "merged_state_dict",
+    "options_of",
     "parameter_count",
     "reference",
     "save",

@@ -91,7 +91,7 @@ class DecoderBackbone(nn.Module):
         self.add_module(config.embedding_name, nn.Embedding(config.vocab_size, config.hidden_size))
         self.layers = _layers(config)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self._frequencies, self._factor = inverse_frequencies(config)
+        self._rotary_frequencies: tuple[Tensor, float] | None = None
 
     def forward(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any = None) -> Tensor:
         """Hidden states after the final norm, `[rows, length, hidden]`; see `attention_of`."""
@@ -111,9 +111,12 @@ class DecoderBackbone(nn.Module):
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[rows or 1, length, rotary_dim]`: float32, then cast (Qwen's dialect)."""
-        angles = positions[..., None].float() * self._frequencies.to(positions.device)
+        if self._rotary_frequencies is None:  # at first use: what builds a network may round all it makes
+            self._rotary_frequencies = inverse_frequencies(self.config)
+        frequencies, factor = self._rotary_frequencies
+        angles = positions[..., None].float() * frequencies.to(positions.device)
         angles = torch.cat((angles, angles), dim=-1)
-        return (angles.cos() * self._factor).to(dtype), (angles.sin() * self._factor).to(dtype)
+        return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
 class Decoder(FamilyModel):

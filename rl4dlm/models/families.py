@@ -64,6 +64,9 @@ class Family:
     """Spellings of the mask token, where a tokenizer has it without declaring it."""
     stop_tokens: tuple[str, ...]
     """Tokens that end the text besides end-of-text, where the vocabulary has them."""
+    tokenizer_class: str | None = None
+    """Class of transformers that makes the tokenizer of vocab.json and merges.txt, where no tokenizer.json
+    is."""
 
 
 _DECODER_TARGETS = r".*\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -129,6 +132,7 @@ FAMILIES: dict[str, Family] = {
             lora_targets=_DECODER_TARGETS,
             mask_tokens=("<|mask|>",),
             stop_tokens=_QWEN_STOPS,
+            tokenizer_class="Qwen2Tokenizer",
         ),
         Family(
             name="sdar",
@@ -142,6 +146,7 @@ FAMILIES: dict[str, Family] = {
             lora_targets=_DECODER_TARGETS,
             mask_tokens=("<|MASK|>", "<MASK>"),
             stop_tokens=_QWEN_STOPS,
+            tokenizer_class="Qwen2Tokenizer",
         ),
         Family(
             name="a2d",
@@ -155,6 +160,7 @@ FAMILIES: dict[str, Family] = {
             lora_targets=_DECODER_TARGETS,
             mask_tokens=("<|mask|>",),
             stop_tokens=(*_QWEN_STOPS, "<|eot_id|>", "<|end_of_text|>"),
+            tokenizer_class="Qwen2Tokenizer",
         ),
         Family(
             name="mdlm",
@@ -168,6 +174,7 @@ FAMILIES: dict[str, Family] = {
             lora_targets=_DIT_TARGETS,
             mask_tokens=("<|mask|>",),
             stop_tokens=("<|endoftext|>",),
+            tokenizer_class="GPT2Tokenizer",
         ),
         Family(
             name="bd3lm",
@@ -181,6 +188,7 @@ FAMILIES: dict[str, Family] = {
             lora_targets=_DIT_TARGETS,
             mask_tokens=("<|mask|>",),
             stop_tokens=("<|endoftext|>",),
+            tokenizer_class="GPT2Tokenizer",
         ),
     )
 }

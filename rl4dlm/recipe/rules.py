@@ -51,6 +51,17 @@ def one_model_source(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def a_model_from_scratch_is_as_long_as_it_is_made(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.model.init is not None and recipe.model.max_length is not None:
+        yield (
+            "model.max_length",
+            f"model.max_length = {recipe.model.max_length} scales the positions of a model that exists, and "
+            "model.init makes one",
+            "set model.init.max_sequence_length instead",
+        )
+
+
+@rule
 def blocks_fit_the_family(recipe: Recipe) -> Iterator[Finding]:
     model = recipe.model
     published = {"sdar": 4, "llada2": 32, "bd3lm": 4}

@@ -79,6 +79,10 @@ class ModelConfig(Config):
     init: ModelInit | None = None
     """Make a model from scratch. Exactly one of `path` and `init`."""
 
+    max_length: int | None = Field(None, gt=0)
+    """Longest prompt and completion together, tokens, where it is beyond what the model was made for: the
+    rotary angles are NTK-scaled (LongLLaDA), without training good to about six times. None: as published."""
+
     trust_remote_code: bool = False
     """Let the tokenizer run code that comes with the model folder. The model itself never does."""
 

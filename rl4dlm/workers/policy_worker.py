@@ -23,6 +23,7 @@ from rl4dlm.models import (
     encode,
     load,
     merged_state_dict,
+    options_of,
     reference,
     save,
     save_adapter,
@@ -99,14 +100,11 @@ class _PolicyWorker:
         return trainable
 
     def _load_model(self, path: str) -> LoadedModel:
-        model = self._recipe.model
         return load(
             path,
-            family=model.family,
             dtype=torch.bfloat16 if self._recipe.trainer.bf16 else torch.float32,
             device=self._device,
-            trust_remote_code=model.trust_remote_code,
-            block_length=model.block_length,
+            **options_of(self._recipe.model),
         )
 
     def _reference_copy(self, path: str) -> Denoiser | None:

@@ -241,7 +241,9 @@ def test_adapters_merge_into_the_weights_they_adapt(family, block_length, tmp_pa
     loaded = make_family(family, block_length)
     ids, labels = text(12), text(12, seed=8).clamp_max(10)
     before = loaded.module(ids, labels=labels)
+    width = models.describe(loaded).adapted_width
     adapted = models.add_lora(loaded.module, LoraSettings(r=3, lora_alpha=6), family, seed=1)
+    assert 3 * width == sum(tensor.numel() for tensor in models.trainable_state(adapted).values())
     assert torch.equal(adapted(ids, labels=labels), before)
     names = [name for name, _ in adapted.named_modules() if name.endswith("lora_A")]
     assert len(names) == ADAPTED[family]

@@ -32,6 +32,12 @@ BROKEN = [
         "model.init.num_experts",
         "even number",
     ),
+    (
+        "a_model_from_scratch_is_as_long_as_it_is_made",
+        ["model.max_length=128"],
+        "model.max_length",
+        "model.init.max_sequence_length",
+    ),
     ("one_data_source", ["data.train=rows.jsonl"], "data.task", "exactly one"),
     (
         "one_data_source",
