@@ -37,6 +37,7 @@ from rl4dlm.trainers.warm_start import demonstration_batch, sft_loss, sft_micro_
 from rl4dlm.types import Denoiser, Rollout, TrainBatch
 from rl4dlm.workers import engine as ds
 from rl4dlm.workers.schedule import learning_rate, warm_start_rate
+from rl4dlm.workers.sharded import assemble_sharded, whole_shape
 from rl4dlm.workers.update import RankUpdate
 from rl4dlm.workers.weight_sync import CHUNK_BYTES, Manifest, combine, pack
 
@@ -82,7 +83,7 @@ class _PolicyWorker:
         if trainer.lora is not None:
             module = add_lora(module, trainer.lora, self._loaded.family, seed=recipe.run.seed)
         decay = recipe.warm_start.weight_decay if warm_start and recipe.warm_start is not None else None
-        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        trainable = sum(whole_shape(p).numel() for p in module.parameters() if p.requires_grad)
         frozen = self._reference_copy(model_path) if not warm_start else None
         self._engine = ds.make_engine(module, trainer, decay)
         self._denoiser = denoiser(self._loaded, model=self._engine, device=self._device)
@@ -104,6 +105,7 @@ class _PolicyWorker:
             path,
             dtype=torch.bfloat16 if self._recipe.trainer.bf16 else torch.float32,
             device=self._device,
+            assemble=assemble_sharded(self._recipe.trainer),
             **options_of(self._recipe.model),
         )
 
