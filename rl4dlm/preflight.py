@@ -21,6 +21,7 @@ from rl4dlm.models import (
     inspect,
     load_tokenizer,
     options_of,
+    require_quantisable,
 )
 from rl4dlm.recipe import Recipe
 from rl4dlm.reward.entries import entries_of
@@ -52,6 +53,7 @@ def preflight(recipe: Recipe) -> Preflight:
         UserError: with the one thing to mend.
     """
     check_devices(recipe)
+    require_quantisable(recipe.model.quantization, _weakest_device(recipe))
     entries_of(recipe.reward)
     if recipe.model.init is not None:
         model = _scratch_model(recipe)
@@ -104,6 +106,12 @@ def check_devices(recipe: Recipe) -> None:
             raise ClusterError(
                 "trainer.bf16 = true and this GPU has no bfloat16.\nFix: set trainer.bf16=false."
             )
+
+
+def _weakest_device(recipe: Recipe) -> str:
+    """`cpu` where a trainer or a rollout worker is on one."""
+    cluster = recipe.cluster
+    return "cuda" if cluster.gpus_per_trainer and cluster.gpus_per_rollout_worker else "cpu"
 
 
 def check_lengths(recipe: Recipe, facts: ModelFacts, prompts: list[Prompt]) -> None:

@@ -25,11 +25,13 @@ from rl4dlm.models.lora import (
     add_lora,
     has_adapters,
     load_trainable_state,
+    merge_into,
     merged_state_dict,
     reference,
     save_adapter,
     trainable_state,
 )
+from rl4dlm.models.quantise import require_quantisable
 from rl4dlm.models.saving import save
 from rl4dlm.models.tokenizers import CHAT_TEMPLATE, build_bpe_tokenizer, build_char_tokenizer, encode
 from rl4dlm.models.value_head import ValueModel, load_value_model
@@ -57,10 +59,12 @@ __all__ = [
     "load_tokenizer",
     "load_trainable_state",
     "load_value_model",
+    "merge_into",
     "merged_state_dict",
     "options_of",
     "parameter_count",
     "reference",
+    "require_quantisable",
     "save",
     "save_adapter",
     "trainable_state",

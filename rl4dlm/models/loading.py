@@ -18,6 +18,7 @@ from rl4dlm.errors import ModelError
 from rl4dlm.models.families import FAMILIES, Config, Family
 from rl4dlm.models.folders import find_folder, headers_of
 from rl4dlm.models.opening import open_folder
+from rl4dlm.models.quantise import Quantization, assemble_quantised, projections, require_quantisable
 from rl4dlm.models.weights import read_headers
 from rl4dlm.recipe.sections import ModelConfig, ModelInit
 from rl4dlm.types import Denoiser, DenoiserSpec
@@ -60,6 +61,8 @@ class ModelFacts:
     """The dtype that most bytes have: `bfloat16`, `float32`, ..."""
     adapted_width: int = 0
     """Inputs and outputs of all projections that adapters go on by default: LoRA trains r times as many."""
+    num_quantisable: int = 0
+    """Parameters of the projections that `model.quantization` quantises."""
 
 
 def load(
@@ -71,6 +74,7 @@ def load(
     trust_remote_code: bool = False,
     block_length: int | None = None,
     max_length: int | None = None,
+    quantization: Quantization = "none",
     assemble: Assemble | None = None,
 ) -> LoadedModel:
     """Load a model in Hugging Face layout; its tensors must be exactly those that config.json asks for.
@@ -89,11 +93,13 @@ def load(
             model it must be what config.json says, or None.
         max_length: tokens that positions must reach beyond those of config.json, by NTK-scaled rotary angles;
             None: as published.
+        quantization: of the layers' projections, by bitsandbytes on a GPU; such a model cannot be saved.
         assemble: puts the tensors into the network in another way than whole on `device`.
 
     Raises:
         ModelError: anything is wrong with the folder, its configuration, tensors or tokenizer.
     """
+    require_quantisable(quantization, device)
     folder = find_folder(path, weights=True, trust_remote_code=trust_remote_code)
     opened = open_folder(
         folder,
@@ -107,8 +113,9 @@ def load(
     tokenizer = opened.tokenizer()
     spec = denoiser_spec(opened.kind, opened.config, tokenizer, str(folder))
     reader = opened.reader(headers, device=device, dtype=dtype)
-    put = assemble or assemble_whole
-    module = put(lambda: opened.kind.build(opened.config), reader.names, reader.read)
+    if quantization != "none":
+        assemble = assemble_quantised(quantization, device, dtype)
+    module = (assemble or assemble_whole)(lambda: opened.kind.build(opened.config), reader.names, reader.read)
     module.forbid(spec.forbidden_ids)
     return LoadedModel(module.eval(), tokenizer, spec, opened.kind.name, folder)
 
@@ -320,4 +327,5 @@ def _facts(kind: Family, module: nn.Module, *, bytes_on_disk: int, dtype: torch.
         bytes_on_disk=bytes_on_disk,
         dtype=str(dtype).removeprefix("torch."),
         adapted_width=sum(part.in_features + part.out_features for part in adapted),
+        num_quantisable=sum(part.weight.numel() for part in projections(module).values()),
     )

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from rl4dlm.models.families import FAMILIES, stored_buffers
 from rl4dlm.models.folders import new_folder
 from rl4dlm.models.scoring import OutputHead
 from rl4dlm.recipe.sections import LoraSettings
+
+if TYPE_CHECKING:
+    from rl4dlm.models.loading import LoadedModel
 
 
 def add_lora(module: nn.Module, settings: LoraSettings, family: str, *, seed: int = 0) -> nn.Module:
@@ -65,7 +68,9 @@ def _require_usable_targets(module: nn.Module, targets: str) -> None:
         ) from None
     matched = {name: part for name, part in module.named_modules() if pattern.fullmatch(name)}
     wrong = [
-        name for name, part in matched.items() if isinstance(part, OutputHead) or type(part) is not nn.Linear
+        name
+        for name, part in matched.items()
+        if isinstance(part, OutputHead) or not isinstance(part, nn.Linear)
     ]
     if wrong:
         raise ModelError(
@@ -149,6 +154,24 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
         name = _published_name(f"{path}.weight")
         state[name] = _merge(layer, state[name])
     return state
+
+
+def merge_into(
+    loaded: LoadedModel, adapters: Mapping[str, Tensor], settings: LoraSettings
+) -> dict[str, Tensor]:
+    """Weights with adapters merged in that were trained on a quantised copy of the same model.
+
+    Args:
+        loaded: the model, not quantised; it is changed.
+        adapters: as `trainable_state` gives them.
+        settings: the adapters'.
+
+    Raises:
+        SyncError: the adapters are not of this model.
+    """
+    adapted = add_lora(loaded.module, settings, loaded.family)
+    load_trainable_state(adapted, adapters)
+    return merged_state_dict(adapted)
 
 
 def _published_name(name: str) -> str:

@@ -62,6 +62,26 @@ def a_model_from_scratch_is_as_long_as_it_is_made(recipe: Recipe) -> Iterator[Fi
 
 
 @rule
+def quantised_weights_stay_as_they_are(recipe: Recipe) -> Iterator[Finding]:
+    quantization = recipe.model.quantization
+    if quantization == "none":
+        return
+    if recipe.trainer.lora is None:
+        yield (
+            "model.quantization",
+            f"model.quantization = {quantization}: quantised weights cannot be trained, and trainer.lora is "
+            "not set",
+            "set trainer.lora={r: 128}, or model.quantization=none",
+        )
+    if recipe.trainer.zero_stage == 3:
+        yield (
+            "trainer.zero_stage",
+            f"trainer.zero_stage = 3 cannot partition weights in model.quantization = {quantization}",
+            "set trainer.zero_stage=2: adapters are small",
+        )
+
+
+@rule
 def blocks_fit_the_family(recipe: Recipe) -> Iterator[Finding]:
     model = recipe.model
     published = {"sdar": 4, "llada2": 32, "bd3lm": 4}

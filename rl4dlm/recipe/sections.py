@@ -83,6 +83,10 @@ class ModelConfig(Config):
     """Longest prompt and completion together, tokens, where it is beyond what the model was made for: the
     rotary angles are NTK-scaled (LongLLaDA), without training good to about six times. None: as published."""
 
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Projections in 8 bits (LLM.int8) or 4 (NF4, double quantisation) on trainers and rollout workers, by
+    bitsandbytes; needs GPUs, `trainer.lora` and `trainer.zero_stage` below 3."""
+
     trust_remote_code: bool = False
     """Let the tokenizer run code that comes with the model folder. The model itself never does."""
 

@@ -22,6 +22,7 @@ from rl4dlm.models import (
     denoiser,
     encode,
     load,
+    merge_into,
     merged_state_dict,
     options_of,
     reference,
@@ -105,6 +106,7 @@ class _PolicyWorker:
             path,
             dtype=torch.bfloat16 if self._recipe.trainer.bf16 else torch.float32,
             device=self._device,
+            quantization=self._recipe.model.quantization,
             assemble=assemble_sharded(self._recipe.trainer),
             **options_of(self._recipe.model),
         )
@@ -212,8 +214,19 @@ class _PolicyWorker:
         """
         with ds.gathered(self._engine, self._recipe.trainer.zero_stage):
             if self._rank == 0:
-                state = merged_state_dict(self._engine.module)
+                state = self._whole_state()
                 save(self._loaded, folder, self._loaded.tokenizer, state_dict=state)
+
+    def _whole_state(self) -> dict[str, torch.Tensor]:
+        """Weights under their published names, adapters merged in; where the base is quantised, into the
+        weights that it was made of."""
+        lora, model = self._recipe.trainer.lora, self._recipe.model
+        if lora is None or model.quantization == "none":
+            return merged_state_dict(self._engine.module)
+        assert self._loaded.source is not None
+        dtype = torch.bfloat16 if self._recipe.trainer.bf16 else torch.float32
+        base = load(self._loaded.source, dtype=dtype, **options_of(model))
+        return merge_into(base, trainable_state(self._engine.module), lora)
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint: the engine's state, and the model (under LoRA the adapters)

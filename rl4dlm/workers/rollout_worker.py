@@ -28,6 +28,7 @@ class _RolloutWorker:
             model_path,
             dtype=dtype,
             device=self._device,
+            quantization=recipe.model.quantization,
             **options_of(recipe.model),
         )
         self._tokenizer = loaded.tokenizer

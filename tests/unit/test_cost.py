@@ -22,6 +22,7 @@ LLADA = ModelFacts(
     bytes_on_disk=16_031_162_368,
     dtype="bfloat16",
     adapted_width=32 * 81_920,
+    num_quantisable=32 * (4 * 4096 * 4096 + 3 * 4096 * 12288),
 )
 BYTES = LLADA.num_parameters
 
@@ -52,6 +53,16 @@ def test_llada_8b_weighs_16_gb_in_bf16_and_32_in_fp32() -> None:
     assert bf16.rollout["weights"] == pytest.approx(16.0e9, rel=0.01)
     assert fp32.rollout["weights"] == pytest.approx(32.1e9, rel=0.01)
     assert fp32.trainer["optimizer"] == 8 * BYTES / 8  # moments only: the weights are their own masters
+
+
+def test_quantised_projections_weigh_a_byte_or_half_of_one() -> None:
+    lora = ["trainer.bf16=true", "trainer.lora.r=1", "trainer.zero_stage=1"]
+    eight = cost_of(of(*lora, "model.quantization=8bit"), LLADA, 200)
+    four = cost_of(of(*lora, "model.quantization=4bit"), LLADA, 200)
+    # 6.98 billion of the 8.02 are projections: 6.98 + 2 x 1.04, and 3.6 + 2 x 1.04.
+    assert eight.rollout["weights"] == pytest.approx(9.05e9, rel=0.01)
+    assert four.rollout["weights"] == pytest.approx(5.67e9, rel=0.01)
+    assert eight.trainer["weights"] == pytest.approx(9.05e9, rel=0.01)
 
 
 def test_an_offloaded_optimizer_moves_to_the_host() -> None:

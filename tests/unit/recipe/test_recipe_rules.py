@@ -38,6 +38,13 @@ BROKEN = [
         "model.max_length",
         "model.init.max_sequence_length",
     ),
+    ("quantised_weights_stay_as_they_are", ["model.quantization=4bit"], "model.quantization", "trainer.lora"),
+    (
+        "quantised_weights_stay_as_they_are",
+        ["model.quantization=8bit", "trainer.lora.r=4", NO_WARM_START, "trainer.zero_stage=3"],
+        "trainer.zero_stage",
+        "trainer.zero_stage=2",
+    ),
     ("one_data_source", ["data.train=rows.jsonl"], "data.task", "exactly one"),
     (
         "one_data_source",
