@@ -5,9 +5,11 @@ Every quirk of a model ends here.
 
 from __future__ import annotations
 
+from rl4dlm.models.card import model_card
 from rl4dlm.models.decoder import Decoder
 from rl4dlm.models.decoder_config import DecoderConfig
 from rl4dlm.models.families import FAMILIES, parameter_count
+from rl4dlm.models.hub import push, require_pushable
 from rl4dlm.models.llada import LLaDA
 from rl4dlm.models.llada_config import LLaDAConfig
 from rl4dlm.models.loading import (
@@ -61,9 +63,12 @@ __all__ = [
     "load_value_model",
     "merge_into",
     "merged_state_dict",
+    "model_card",
     "options_of",
     "parameter_count",
+    "push",
     "reference",
+    "require_pushable",
     "require_quantisable",
     "save",
     "save_adapter",
