@@ -9,6 +9,7 @@ from rl4dlm.cost import GIB, Cost, cost_of
 from rl4dlm.preflight import Preflight, preflight
 from rl4dlm.recipe import Recipe
 from rl4dlm.run_folder import RunFolder
+from rl4dlm.trainers import make_trainer
 
 
 def dry_run(recipe: Recipe, console: Console | None = None) -> None:
@@ -18,6 +19,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
         UserError: as `train` would, before anything is started.
     """
     checks = preflight(recipe)
+    make_trainer(recipe, checks.spec)
     first = checks.prompts.batch(0, recipe.rollout.prompts_per_update)
     prompt_tokens = max(len(prompt.token_ids) for prompt in first)
     out = console or Console()
@@ -39,6 +41,8 @@ def _facts_table(recipe: Recipe, checks: Preflight) -> Table:
     )
     for note in checks.notes:
         table.add_row("data", note)
+    for warning in checks.warnings:
+        table.add_row("warning", warning)
     names = [f if isinstance(f, str) else f.path for f in recipe.reward.functions]
     table.add_row("rewards", ", ".join(names) + ": loaded and tried on two samples")
     device = f"{cluster.gpus_per_trainer:g} GPU" if cluster.gpus_per_trainer else "CPU"

@@ -24,6 +24,7 @@ from rl4dlm.models import (
     require_quantisable,
 )
 from rl4dlm.recipe import Recipe
+from rl4dlm.recipe.advice import warnings_of
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.types import DenoiserSpec, Prompt
@@ -38,6 +39,8 @@ class Preflight:
     tokenizer: Any
     prompts: PromptSource
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    """What the recipe asks for and should not, each with its remedy."""
     make_model: Callable[[], LoadedModel]
     """The model from scratch; only for `model.init`."""
 
@@ -76,7 +79,9 @@ def preflight(recipe: Recipe) -> Preflight:
     check_demonstrations(recipe, tokenizer, spec, prompts)
     with RewardPool(recipe.reward) as rewards:
         rewards.check(first[:2])
-    return Preflight(facts, spec, tokenizer, prompts, tuple(prompts.notes), make_model)
+    return Preflight(
+        facts, spec, tokenizer, prompts, tuple(prompts.notes), tuple(warnings_of(recipe)), make_model
+    )
 
 
 def check_devices(recipe: Recipe) -> None:

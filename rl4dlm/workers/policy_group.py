@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from rl4dlm.errors import Rl4dlmError, RunError, UpdateError
 from rl4dlm.loss.reduce import finish_metrics, merge_metrics
+from rl4dlm.loss.value import with_explained_variance
 from rl4dlm.recipe import Recipe
 from rl4dlm.trainers.base import Metrics
 from rl4dlm.types import Rollout, TrainBatch
@@ -56,7 +57,7 @@ class PolicyGroup:
             RankDied: a rank died or did not answer within `cluster.update_timeout_s`.
             UpdateError: a loss or a gradient is not finite.
         """
-        return self._summed("update", f"update {update}", ray.put(batch), update)
+        return with_explained_variance(self._summed("update", f"update {update}", ray.put(batch), update))
 
     def warm_start(self, first: int, num_steps: int) -> Metrics:
         """Some steps of supervised fine-tuning."""
