@@ -276,14 +276,18 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     output: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     step: Annotated[int | None, typer.Option(help="Update of the checkpoint; default: the newest.")] = None,
+    push_to: Annotated[str | None, typer.Option(help="Upload it to the hub as owner/name, too.")] = None,
+    private: Annotated[bool, typer.Option(help="Whether a repository that is made is private.")] = True,
 ) -> None:
-    """Write a run's weights as a plain Hugging Face folder.
+    """Write a run's weights as a plain Hugging Face folder with a model card.
 
     Example: rl4dlm export runs/quickstart my-model --step 50
     """
     from rl4dlm.export import export as run_export
 
-    typer.echo(f"wrote {run_export(run, output, step)}")
+    typer.echo(f"wrote {run_export(run, output, step, push_to=push_to, private=private)}")
+    if push_to is not None:
+        typer.echo(f"uploaded it to {push_to}")
 
 
 @app.command()

@@ -44,17 +44,24 @@ def cost_of(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> Cost:
 
 
 def trainable_parameters(recipe: Recipe, facts: ModelFacts) -> int:
-    """All parameters, or those of the adapters: r x (in + out) on attention and MLP projections."""
+    """All parameters, or those of the adapters on the family's default projections."""
     lora = recipe.trainer.lora
-    if lora is None:
-        return facts.num_parameters
-    d, kv = facts.hidden_size, facts.hidden_size * facts.num_kv_heads // facts.num_heads
-    per_layer = 2 * (d + d) + 2 * (d + kv) + 3 * (d + facts.mlp_size)
-    return lora.r * per_layer * facts.num_layers
+    return facts.num_parameters if lora is None else lora.r * facts.adapted_width
 
 
 def _dtype_bytes(recipe: Recipe) -> int:
     return 2 if recipe.trainer.bf16 else 4
+
+
+_QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.516}
+"""Per parameter; NF4 with double quantisation adds 0.127 bits for its scales."""
+
+
+def _weight_bytes(recipe: Recipe, facts: ModelFacts) -> float:
+    """Of the model without adapters; projections are smaller under `model.quantization`."""
+    size = _dtype_bytes(recipe)
+    small = _QUANTISED_BYTES.get(recipe.model.quantization, size)
+    return facts.num_quantisable * small + (facts.num_parameters - facts.num_quantisable) * size
 
 
 def _sharded(recipe: Recipe, size: float, from_stage: int) -> float:
@@ -80,14 +87,14 @@ def _activation_bytes(recipe: Recipe, facts: ModelFacts, tokens: float) -> float
 
 def _trainer_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dict[str, float]:
     size, trainable = _dtype_bytes(recipe), trainable_parameters(recipe, facts)
-    frozen = facts.num_parameters if recipe.trainer.lora is not None else 0
+    weights = _weight_bytes(recipe, facts) + (trainable * size if recipe.trainer.lora is not None else 0)
     canvas = recipe.rollout.max_completion_length
     length = prompt_tokens + canvas
     tokens = max(length, min(recipe.trainer.micro_batch_tokens, _update_rows(recipe) * length))
     needs_reference = recipe.algorithm.keeps_reference and recipe.trainer.lora is None
     logit_rows = min(tokens * canvas / length, 1024)
     return {
-        "weights": _sharded(recipe, (trainable + frozen) * size, 3),
+        "weights": _sharded(recipe, weights, 3),
         "gradients": _sharded(recipe, trainable * size, 2),
         "optimizer": 0.0 if recipe.trainer.offload_optimizer else _optimizer_bytes(recipe, facts),
         "reference": _sharded(recipe, facts.num_parameters * size, 3) if needs_reference else 0.0,
@@ -103,7 +110,7 @@ def _rollout_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dic
     tokens = rollout.slots * (prompt_tokens + rollout.max_completion_length)
     widest = 4 * facts.hidden_size + 3 * facts.mlp_size
     return {
-        "weights": facts.num_parameters * size,
+        "weights": _weight_bytes(recipe, facts),
         "activations": tokens * widest * size,
         "logits": 2 * rollout.slots * scored * facts.vocab_size * 4,
         "KV cache": 0.0,

@@ -20,6 +20,8 @@ from rl4dlm.models import (
     encode,
     inspect,
     load_tokenizer,
+    options_of,
+    require_quantisable,
 )
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.advice import warnings_of
@@ -54,17 +56,15 @@ def preflight(recipe: Recipe) -> Preflight:
         UserError: with the one thing to mend.
     """
     check_devices(recipe)
+    require_quantisable(recipe.model.quantization, _weakest_device(recipe))
     entries_of(recipe.reward)
     if recipe.model.init is not None:
         model = scratch_model(recipe)
         tokenizer, spec, facts, make_model = model.tokenizer, model.spec, describe(model), lambda: model
     else:
         assert recipe.model.path is not None
-        asked = {"family": recipe.model.family, "block_length": recipe.model.block_length}
-        facts = inspect(recipe.model.path, **asked)
-        tokenizer, spec = load_tokenizer(
-            recipe.model.path, trust_remote_code=recipe.model.trust_remote_code, **asked
-        )
+        facts = inspect(recipe.model.path, **options_of(recipe.model))
+        tokenizer, spec = load_tokenizer(recipe.model.path, **options_of(recipe.model))
         make_model = partial(_no_model, recipe.model.path)
     prompts = open_prompts(
         recipe.data,
@@ -111,6 +111,12 @@ def check_devices(recipe: Recipe) -> None:
             raise ClusterError(
                 "trainer.bf16 = true and this GPU has no bfloat16.\nFix: set trainer.bf16=false."
             )
+
+
+def _weakest_device(recipe: Recipe) -> str:
+    """`cpu` where a trainer or a rollout worker is on one."""
+    cluster = recipe.cluster
+    return "cuda" if cluster.gpus_per_trainer and cluster.gpus_per_rollout_worker else "cpu"
 
 
 def check_lengths(recipe: Recipe, facts: ModelFacts, prompts: list[Prompt]) -> None:

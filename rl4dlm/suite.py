@@ -34,7 +34,7 @@ from rl4dlm.benchmarks.results import (
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import CheckpointError, RecipeError
 from rl4dlm.evaluate import GREEDY, SAMPLED, TaskRun, rollout_workers, run_task, task_result
-from rl4dlm.models import encode, inspect, load_tokenizer
+from rl4dlm.models import encode, inspect, load_tokenizer, options_of
 from rl4dlm.models.folders import find_folder
 from rl4dlm.preflight import check_devices
 from rl4dlm.recipe import Recipe, load_recipe
@@ -158,9 +158,8 @@ def suite_recipe(request: SuiteRequest) -> Recipe:
 def _open_jobs(request: SuiteRequest, recipe: Recipe, choices: Sequence[TaskChoice]) -> list[_Job]:
     """Everything that can be known before workers start: model, rows, prompts, rewards, earlier results."""
     path = str(recipe.model.path)
-    asked = {"family": recipe.model.family, "block_length": recipe.model.block_length}
-    facts = inspect(path, **asked)
-    tokenizer, _ = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, **asked)
+    facts = inspect(path, **options_of(recipe.model))
+    tokenizer, _ = load_tokenizer(path, **options_of(recipe.model))
     length = recipe.rollout.max_completion_length
     specs = {
         GREEDY: SamplerSpec.from_config(recipe.rollout, temperature=0.0),

@@ -51,21 +51,74 @@ def one_model_source(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def a_model_from_scratch_is_as_long_as_it_is_made(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.model.init is not None and recipe.model.max_length is not None:
+        yield (
+            "model.max_length",
+            f"model.max_length = {recipe.model.max_length} scales the positions of a model that exists, and "
+            "model.init makes one",
+            "set model.init.max_sequence_length instead",
+        )
+
+
+@rule
+def quantised_weights_stay_as_they_are(recipe: Recipe) -> Iterator[Finding]:
+    quantization = recipe.model.quantization
+    if quantization == "none":
+        return
+    if recipe.trainer.lora is None:
+        yield (
+            "model.quantization",
+            f"model.quantization = {quantization}: quantised weights cannot be trained, and trainer.lora is "
+            "not set",
+            "set trainer.lora={r: 128}, or model.quantization=none",
+        )
+    if recipe.trainer.zero_stage == 3:
+        yield (
+            "trainer.zero_stage",
+            f"trainer.zero_stage = 3 cannot partition weights in model.quantization = {quantization}",
+            "set trainer.zero_stage=2: adapters are small",
+        )
+
+
+@rule
 def blocks_fit_the_family(recipe: Recipe) -> Iterator[Finding]:
     model = recipe.model
-    if model.family == "sdar" and model.init is not None and model.block_length is None:
+    published = {"sdar": 4, "llada2": 32, "bd3lm": 4}
+    if model.family in published and model.init is not None and model.block_length is None:
         yield (
             "model.block_length",
-            "model.family = sdar attends in blocks, and model.block_length is not set",
-            "set it (published: 4)",
+            f"model.family = {model.family} attends in blocks, and model.block_length is not set",
+            f"set it (published: {published[model.family]})",
         )
-    full = ("auto", "llada", "dream")
+    full = ("auto", "llada", "llada_moe", "dream", "mdlm")
     if model.block_length is not None and model.family in full and model.init is not None:
         yield (
             "model.block_length",
             f"model.block_length = {model.block_length}, but model.family = {model.family} attends to the "
             "whole sequence",
-            "leave it out, or use the family sdar or a2d",
+            "leave it out, or use a family that attends in blocks: sdar, llada2, bd3lm, a2d",
+        )
+
+
+@rule
+def experts_can_be_chosen(recipe: Recipe) -> Iterator[Finding]:
+    init, family = recipe.model.init, recipe.model.family
+    if init is None or family not in ("llada_moe", "llada2"):
+        return
+    if family == "llada2" and (init.num_experts % 2 or init.num_experts < 4):
+        yield (
+            "model.init.num_experts",
+            f"model.init.num_experts = {init.num_experts}: llada2 chooses from two groups of two or more",
+            "use an even number of at least 4",
+        )
+    most = init.num_experts // 2 if family == "llada2" else init.num_experts
+    if init.num_experts_per_tok > most:
+        yield (
+            "model.init.num_experts_per_tok",
+            f"model.init.num_experts_per_tok = {init.num_experts_per_tok} exceeds the {most} experts that "
+            f"{family} chooses from",
+            f"use {most} or less, or more experts",
         )
 
 

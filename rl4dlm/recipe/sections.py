@@ -52,6 +52,12 @@ class ModelInit(Config):
     rope_theta: float = Field(500000.0, gt=0)
     """Base of the rotary position angles."""
 
+    num_experts: int = Field(4, gt=0)
+    """Experts of a sparse layer, each as wide as `mlp_hidden_size`; `llada_moe` and `llada2` (even) alone."""
+
+    num_experts_per_tok: int = Field(2, gt=0)
+    """Experts that a token uses; at most `num_experts`, half of them in `llada2`."""
+
     tokenizer: TokenizerInit = TokenizerInit()
     """The tokenizer made with it."""
 
@@ -59,7 +65,7 @@ class ModelInit(Config):
 class ModelConfig(Config):
     """Which model is trained: a folder, a hub name, or one made from scratch."""
 
-    family: Literal["auto", "llada", "dream", "sdar", "a2d"] = "auto"
+    family: Literal["auto", "llada", "llada_moe", "llada2", "dream", "sdar", "a2d", "mdlm", "bd3lm"] = "auto"
     """Architecture; `auto` reads it from the folder's config.json, and is `llada` with `init`. `a2d`: a
     Qwen2, Qwen3 or Llama checkpoint as a diffusion model (to be trained as one first)."""
 
@@ -72,6 +78,14 @@ class ModelConfig(Config):
 
     init: ModelInit | None = None
     """Make a model from scratch. Exactly one of `path` and `init`."""
+
+    max_length: int | None = Field(None, gt=0)
+    """Longest prompt and completion together, tokens, where it is beyond what the model was made for: the
+    rotary angles are NTK-scaled (LongLLaDA), without training good to about six times. None: as published."""
+
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Projections in 8 bits (LLM.int8) or 4 (NF4, double quantisation) on trainers and rollout workers, by
+    bitsandbytes; needs GPUs, `trainer.lora` and `trainer.zero_stage` below 3."""
 
     trust_remote_code: bool = False
     """Let the tokenizer run code that comes with the model folder. The model itself never does."""

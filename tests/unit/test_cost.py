@@ -21,6 +21,8 @@ LLADA = ModelFacts(
     max_length=4096,
     bytes_on_disk=16_031_162_368,
     dtype="bfloat16",
+    adapted_width=32 * 81_920,
+    num_quantisable=32 * (4 * 4096 * 4096 + 3 * 4096 * 12288),
 )
 BYTES = LLADA.num_parameters
 
@@ -53,6 +55,16 @@ def test_llada_8b_weighs_16_gb_in_bf16_and_32_in_fp32() -> None:
     assert fp32.trainer["optimizer"] == 8 * BYTES / 8  # moments only: the weights are their own masters
 
 
+def test_quantised_projections_weigh_a_byte_or_half_of_one() -> None:
+    lora = ["trainer.bf16=true", "trainer.lora.r=1", "trainer.zero_stage=1"]
+    eight = cost_of(of(*lora, "model.quantization=8bit"), LLADA, 200)
+    four = cost_of(of(*lora, "model.quantization=4bit"), LLADA, 200)
+    # 6.98 billion of the 8.02 are projections: 6.98 + 2 x 1.04, and 3.6 + 2 x 1.04.
+    assert eight.rollout["weights"] == pytest.approx(9.05e9, rel=0.01)
+    assert four.rollout["weights"] == pytest.approx(5.67e9, rel=0.01)
+    assert eight.trainer["weights"] == pytest.approx(9.05e9, rel=0.01)
+
+
 def test_an_offloaded_optimizer_moves_to_the_host() -> None:
     cost = cost_of(of("trainer.bf16=true", "trainer.offload_optimizer=true"), LLADA, 200)
     assert (cost.trainer["optimizer"], cost.trainer_host) == (0, 12 * BYTES / 8)
@@ -63,13 +75,6 @@ def test_lora_counts_r_times_in_plus_out_of_every_projection() -> None:
     # q, k, v, o: 4 x (4096 + 4096); gate, up, down: 3 x (4096 + 12288). 81,920 per layer and rank of r.
     assert trainable_parameters(of("trainer.lora.r=128"), LLADA) == 128 * 81_920 * 32 == 335_544_320
     assert trainable_parameters(of(), LLADA) == LLADA.num_parameters
-
-
-def test_lora_counts_narrow_keys_and_values_of_grouped_query_attention() -> None:
-    # 8 of 32 heads: keys and values are 1024 wide.
-    grouped = ModelFacts(**{**vars(LLADA), "num_kv_heads": 8})
-    per_layer = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12288)
-    assert trainable_parameters(of("trainer.lora.r=1"), grouped) == 32 * per_layer
 
 
 def test_lora_keeps_gradients_and_optimizer_of_the_adapters_alone() -> None:
