@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rl4dlm.rollout.caches import CACHES
 from rl4dlm.rollout.engine import Engine, StepView
 from rl4dlm.rollout.record import (
     check_trace,
@@ -17,6 +18,7 @@ from rl4dlm.rollout.reference import generate_reference
 from rl4dlm.rollout.request import Request
 
 __all__ = [
+    "CACHES",
     "Engine",
     "Request",
     "StepView",

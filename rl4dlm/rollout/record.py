@@ -28,6 +28,7 @@ from rl4dlm.types import (
     REMASK,
     REVEAL,
     Events,
+    PolicyActions,
     Predictions,
     Prompt,
     Rollout,
@@ -81,6 +82,16 @@ _RECORDS: dict[str, tuple[type, dict[str, pa.DataType]]] = {
     "events": (
         Events,
         {"ptr": pa.int32(), "pos": pa.int32(), "op": pa.uint8(), "token": pa.int32(), "logp": pa.float32()},
+    ),
+    "actions": (
+        PolicyActions,
+        {
+            "ptr": pa.int32(),
+            "pos": pa.int32(),
+            "confidence": pa.float32(),
+            "action": pa.uint8(),
+            "logp": pa.float32(),
+        },
     ),
 }
 _PROMPT = ("prompt", "prompt_text", "prompt_columns")
