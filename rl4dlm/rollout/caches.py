@@ -125,6 +125,13 @@ class RowView:
         return (self.slots.step == 0)[:, None]
 
     @property
+    def with_block_before(self) -> Tensor:
+        """int64 `[rows, 1]`: start of the active block, in its first step that of the block before."""
+        slots = self.slots
+        entered = (slots.block_step == 0) & (slots.block > 0)
+        return self.start - torch.where(entered, slots.block_length, 0)[:, None]
+
+    @property
     def due(self) -> Tensor:
         """bool `[rows, columns]`: what the step looks at, where that is what it will commit."""
         return self.on_columns(scatter(self.slots.canvas, self.window, self.window.index))
@@ -183,8 +190,7 @@ def free_queries(view: RowView) -> Tensor:
     Nothing before is ever computed again. FreeCache, arXiv:2505.21467, with the delayed write that keeps
     keys of masks out of the store (specs: decoding 9.5).
     """
-    before = view.start - view.slots.block_length[:, None]
-    first = torch.where(view.slots.block_step[:, None] == 0, before, view.start)
+    first = view.with_block_before
     return view.is_first | (view.column >= first)
 
 
@@ -194,8 +200,7 @@ def block_queries(view: RowView) -> Tensor:
     Exact for block-causal attention: the prompt is computed once, and each finished block once more in the
     first forward of the next one (specs: decoding 4.3, 9.2).
     """
-    before = view.start - view.slots.block_length[:, None]
-    first = torch.where(view.slots.block_step[:, None] == 0, before, view.start)
+    first = view.with_block_before
     new = view.is_first & ~view.slots.prompt_is_stored[:, None]
     return (new | (view.column >= first)) & (view.column < view.end)
 
