@@ -83,13 +83,11 @@ def test_a_group_computes_its_prompt_once() -> None:
     # The first one pays the prompt in a forward of its own; the others find it.
     assert [r.token_forwards for r in rollouts[:5]] == [alone] + [alone - 8] * 4
     assert [r.num_forwards for r in rollouts[:5]] == [10] + [9] * 4
-    # A later sample takes the prompt from one that is under way.
-    late = sample(denoiser, replace(SPEC, cache="block"), wanted, slots=2)
-    assert_same_samples(late, rollouts[:5])
-    assert sum(r.token_forwards for r in late) == 5 * alone - 8 * sum(
-        r.token_forwards == alone - 8 for r in late
-    )
-    assert [r.token_forwards for r in late[1:]].count(alone - 8) >= 3
+    # A sample that comes later takes the prompt from one that is under way: the first, which is slower.
+    slow = [replace(wanted[0], steps=16), *wanted[1:3]]
+    late = sample(denoiser, replace(SPEC, cache="block"), slow, slots=2)
+    assert_same_samples(late, sample(denoiser, SPEC, slow, slots=2))
+    assert [r.token_forwards for r in late[1:]] == [alone - 8] * 2
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
