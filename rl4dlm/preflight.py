@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from rl4dlm.data import PromptSource, demonstrations, open_prompts, open_task, training_texts
+from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import ClusterError, ModelError, RecipeError
 from rl4dlm.models import (
     LoadedModel,
@@ -24,6 +25,7 @@ from rl4dlm.models import (
 from rl4dlm.recipe import Recipe
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.pool import RewardPool
+from rl4dlm.rollout import check_sampler, sampler_notes
 from rl4dlm.types import DenoiserSpec, Prompt
 
 
@@ -58,6 +60,8 @@ def preflight(recipe: Recipe) -> Preflight:
             recipe.model.path, family=recipe.model.family, trust_remote_code=recipe.model.trust_remote_code
         )
         make_model = partial(_no_model, recipe.model.path)
+    sampler = SamplerSpec.from_config(recipe.rollout)
+    check_sampler(sampler, spec)
     prompts = open_prompts(
         recipe.data,
         tokenizer=tokenizer,
@@ -71,7 +75,8 @@ def preflight(recipe: Recipe) -> Preflight:
     check_demonstrations(recipe, tokenizer, spec, prompts)
     with RewardPool(recipe.reward) as rewards:
         rewards.check(first[:2])
-    return Preflight(facts, spec, tokenizer, prompts, tuple(prompts.notes), make_model)
+    notes = (*prompts.notes, *sampler_notes(sampler))
+    return Preflight(facts, spec, tokenizer, prompts, notes, make_model)
 
 
 def check_devices(recipe: Recipe) -> None:

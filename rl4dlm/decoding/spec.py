@@ -276,6 +276,11 @@ def check_combinations(spec: SamplerSpec) -> None:
             f"set it to 0, or use {' or '.join(STATIC)} without early commit",
         ),
         (
+            spec.draft_steps > 0 and (spec.cfg_scale > 0 or spec.record_predictions),
+            f"rollout.draft_steps = {spec.draft_steps} does not go with guidance or recorded predictions",
+            "set it to 0",
+        ),
+        (
             spec.cache == "none" and spec.cache_refresh > 0,
             f"rollout.cache_refresh = {spec.cache_refresh} is not read by rollout.cache = none",
             "remove it",

@@ -124,6 +124,7 @@ _READERS = {
         "dream_entropy",
     ),
     "rcr_update": ("rcr",),
+    "policy": ("learned",),
 }
 
 

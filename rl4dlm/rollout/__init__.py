@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rl4dlm.rollout.caches import CACHES
 from rl4dlm.rollout.engine import Engine, StepView
+from rl4dlm.rollout.fit import check_sampler, sampler_notes
 from rl4dlm.rollout.record import (
     check_trace,
     commits_of,
@@ -22,11 +23,13 @@ __all__ = [
     "Engine",
     "Request",
     "StepView",
+    "check_sampler",
     "check_trace",
     "commits_of",
     "from_table",
     "generate_reference",
     "prediction_at",
+    "sampler_notes",
     "state_before",
     "step_prediction",
     "to_table",

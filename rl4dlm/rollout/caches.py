@@ -17,9 +17,8 @@ from torch import Tensor
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.blocks import WindowLayout
-from rl4dlm.errors import RecipeError
 from rl4dlm.rollout.slots import Slots, Window
-from rl4dlm.types import Denoiser, DenoiserSpec
+from rl4dlm.types import Denoiser
 
 
 class Store:
@@ -245,41 +244,6 @@ CACHES: dict[str, CachePlan] = {
     ),
 }
 """Cache plans by their recipe name (`rollout.cache`), beside `none`."""
-
-
-def check_cache(spec: SamplerSpec, model: DenoiserSpec) -> None:
-    """Refuse a cache that does not fit the model or the sampler.
-
-    Raises:
-        RecipeError: naming the settings and the remedy.
-    """
-    if spec.cache == "none":
-        return
-    if spec.cache not in CACHES:
-        known = " or ".join(("none", *CACHES))
-        raise RecipeError(f"rollout.cache = {spec.cache!r} is not known.\nFix: use {known}.")
-    plan = CACHES[spec.cache]
-    fitting = " or ".join(["none", *(n for n, p in CACHES.items() if p.attention == model.attention)])
-    if plan.attention != model.attention:
-        raise RecipeError(
-            f"rollout.cache = {spec.cache} is for {plan.attention} attention, and the model's is "
-            f"{model.attention}.\nFix: use {fitting}."
-        )
-    if plan.knows_order and spec.strategy.picks is None:
-        raise RecipeError(
-            f"rollout.cache = {spec.cache} needs to know which positions come next before the forward, and "
-            f"rollout.remasking = {spec.remasking} finds out by it.\nFix: use random, ar or dream_origin."
-        )
-    if spec.early_commit != "none" and not plan.feeds_later_blocks:
-        raise RecipeError(
-            f"rollout.cache = {spec.cache} computes the active block only, and rollout.early_commit = "
-            f"{spec.early_commit} looks at all masks.\nFix: set one of them to none."
-        )
-    if spec.cache_refresh and plan.exact:
-        raise RecipeError(
-            f"rollout.cache_refresh = {spec.cache_refresh}: rollout.cache = {spec.cache} is exact and never "
-            "refreshed.\nFix: remove it."
-        )
 
 
 class CachedForward:

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from rl4dlm.decoding import SamplerSpec, decide, ends_row
+from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import RolloutError
-from rl4dlm.rollout.caches import check_cache
 from rl4dlm.rollout.finish import Decode, Finisher
-from rl4dlm.rollout.forwards import Forward, make_forward
+from rl4dlm.rollout.fit import check_sampler
 from rl4dlm.rollout.journal import Journal
-from rl4dlm.rollout.request import Request, check_blocks, check_lengths
+from rl4dlm.rollout.request import Request, check_lengths
 from rl4dlm.rollout.slots import Slots
+from rl4dlm.rollout.steps import Stepper, make_stepper
 from rl4dlm.types import Denoiser, Rollout
 
 
@@ -88,20 +87,18 @@ class Engine:
         """
         check_lengths(requests, self.spec.gen_len, self.denoiser.spec)
         for sampler in {request.sampler(self.spec) for request in requests}:
-            check_blocks(sampler, self.denoiser.spec)
-        check_cache(self.spec, self.denoiser.spec)
+            check_sampler(sampler, self.denoiser.spec)
         if not requests:
             return []
-        model, device = self.denoiser.spec, self.denoiser.device
-        slots = Slots(requests, self.slots, self.spec, model, device)
+        model = self.denoiser.spec
+        slots = Slots(requests, self.slots, self.spec, model, self.denoiser.device)
         journal = Journal(self.spec, model.mask_id, len(slots))
-        forward = make_forward(self.denoiser, self.spec, slots)
-        stop_ids = torch.tensor(model.stop_ids, dtype=torch.int64, device=device)
+        stepper = make_stepper(self.denoiser, self.spec, slots)
         finisher = Finisher(model, policy_version, decode)
         rollouts: dict[int, Rollout] = {}
         waiting = range(len(slots), len(requests))
         while len(slots):
-            finished = self._step(slots, forward, journal, stop_ids, policy_version)
+            finished = _iterate(stepper, slots, journal, policy_version)
             if on_step is not None:
                 on_step(_view(slots))
             if finished:
@@ -110,47 +107,34 @@ class Engine:
                     rollouts[index] = finisher.finish(
                         requests[index], slots.sampler(slot), row, journal.rows[slot]
                     )
-                waiting = _refill(slots, forward, journal, finished, waiting)
+                waiting = _refill(slots, stepper, journal, finished, waiting)
         return [rollouts[index] for index in range(len(requests))]
 
-    def _step(
-        self, slots: Slots, forward: Forward, journal: Journal, stop_ids: Tensor, policy_version: int
-    ) -> list[int]:
-        """One forward and one state change of every row; the slots that finished."""
-        window = forward.window(slots)
-        step = slots.step_input(window, forward(slots, window))
-        decision = decide(self.spec, step)
-        journal.write(step, decision, window)
-        slots.commit(decision, window)
-        return self._advance(slots, stop_ids, policy_version)
 
-    def _advance(self, slots: Slots, stop_ids: Tensor, policy_version: int) -> list[int]:
-        """Move every row to its next step; the slots that finished."""
-        block_done = slots.block_is_done()
-        stops = torch.isin(slots.canvas, stop_ids) & slots.decoded()
-        finished = block_done & ends_row(slots.block == slots.last_block, stops, self.spec.eos_policy)
-        finished = finished | (slots.canvas != slots.mask_id).all(dim=1)
-        broken = ~slots.logp.isfinite().all(dim=1)
-        slots.advance(block_done)
-        # The one wait for the device that an iteration needs beside those of boolean indexing.
-        ended, failed = torch.stack([finished, broken]).tolist()
-        if any(failed):
-            raise _not_finite(slots, failed.index(True), policy_version)
-        return [slot for slot, end in enumerate(ended) if end]
+def _iterate(stepper: Stepper, slots: Slots, journal: Journal, policy_version: int) -> list[int]:
+    """One iteration of all rows; the slots that finished."""
+    finished = stepper.take(slots, journal)
+    broken = ~slots.logp.isfinite().all(dim=1)
+    # The one wait for the device that an iteration needs beside those of boolean indexing.
+    ended, failed = torch.stack([finished, broken]).tolist()
+    if any(failed):
+        raise _not_finite(slots, failed.index(True), policy_version)
+    return [slot for slot, end in enumerate(ended) if end]
 
 
-def _refill(slots: Slots, forward: Forward, journal: Journal, finished: list[int], waiting: range) -> range:
+def _refill(slots: Slots, stepper: Stepper, journal: Journal, finished: list[int], waiting: range) -> range:
     """Give finished slots to the next requests, drop idle ones; returns the requests that still wait."""
     served, waiting = waiting[: len(finished)], waiting[len(finished) :]
     if served:
         slots.admit(finished[: len(served)], served)
         journal.admit(finished[: len(served)])
+        stepper.admit(finished[: len(served)])
     if len(served) < len(finished):
         idle = set(finished[len(served) :])
         kept = [slot for slot in range(len(slots)) if slot not in idle]
         slots.keep(kept)
         journal.keep(kept)
-        forward.keep(kept)
+        stepper.keep(kept)
     return waiting
 
 

@@ -56,26 +56,24 @@ class FullForward:
         slots.forwards += 1 + guided
         slots.tokens += (1 + guided) * (slots.prompt_len + self._spec.gen_len)
         input_ids, attention_mask = slots.model_input()
-        where = window.where(window.index)
-        logits = canvas_logits(
-            self._denoiser, input_ids, attention_mask, where, self._spec.gen_len, self._layout(slots)
-        )
+        where, blocks = window.where(window.index), enlarged_blocks(self._denoiser, slots)
+        gen_len = self._spec.gen_len
+        logits = canvas_logits(self._denoiser, input_ids, attention_mask, where, gen_len, blocks)
         if not guided:
             return logits
         blank = input_ids.clone()
-        blank[:, : blank.shape[1] - self._spec.gen_len] = slots.mask_id
-        without = canvas_logits(
-            self._denoiser, blank, attention_mask, where, self._spec.gen_len, self._layout(slots)
-        )
+        blank[:, : blank.shape[1] - gen_len] = slots.mask_id
+        without = canvas_logits(self._denoiser, blank, attention_mask, where, gen_len, blocks)
         return guide(logits, without, self._spec.cfg_scale)
 
-    def _layout(self, slots: Slots) -> Tensor | None:
-        """Block length of each row, where some row decodes longer blocks than the model was made for."""
-        model = self._denoiser.spec
-        if model.attention == "full":
-            return None
-        lengths = {slots.sampler(slot).block_length for slot in range(len(slots))}
-        return slots.block_length if lengths != {model.block_length} else None
+
+def enlarged_blocks(denoiser: Denoiser, slots: Slots) -> Tensor | None:
+    """Block length of each row, where some row decodes longer blocks than its model was made for."""
+    model = denoiser.spec
+    if model.attention == "full":
+        return None
+    lengths = {slots.sampler(slot).block_length for slot in range(len(slots))}
+    return slots.block_length if lengths != {model.block_length} else None
 
 
 def canvas_logits(

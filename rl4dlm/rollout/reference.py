@@ -27,8 +27,9 @@ from rl4dlm.decoding.step import ORDER_STREAM
 from rl4dlm.diffusion.blocks import sequence_layout
 from rl4dlm.diffusion.seeds import counter_uniform
 from rl4dlm.rollout.finish import Decode, Finisher
+from rl4dlm.rollout.fit import check_blocks
 from rl4dlm.rollout.journal import RowJournal
-from rl4dlm.rollout.request import Request, block_offset, check_blocks, check_lengths
+from rl4dlm.rollout.request import Request, block_offset, check_lengths
 from rl4dlm.rollout.slots import RawRow
 from rl4dlm.types import EARLY_COMMIT, FILL, FORCED, REMASK, REVEAL, SAMPLED, Denoiser, Rollout
 

@@ -6,6 +6,7 @@ filled again starts from nothing: no value of its former tenant is left.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -256,8 +257,11 @@ class Slots:
         """Write what a step decided, and what the step looked like, into canvas and trace."""
         where = window.where(window.index[decision.picked])
         masked = (self.canvas == self._model.mask_id).sum(dim=1, dtype=torch.int32)
-        self.step_masked.scatter_(1, self.step[:, None], masked[:, None])
-        self.step_block.scatter_(1, self.step[:, None], self.block[:, None].to(torch.int16))
+        under_way = masked > 0  # a round of drafts goes on when some rows are full
+        now = self.step.clamp(max=self.canvas.shape[1] - 1)[:, None]
+        for kept, value in ((self.step_masked, masked), (self.step_block, self.block)):
+            value = torch.where(under_way, value.to(kept.dtype), kept.gather(1, now)[:, 0])
+            kept.scatter_(1, now, value[:, None])
         if decision.remask is not None:
             self.canvas.masked_fill_(decision.remask, self._model.mask_id)
         self.canvas[where] = decision.token
@@ -279,12 +283,26 @@ class Slots:
         """Positions up to the end of each row's active block: bool `[slots, completion]`."""
         return torch.arange(self.canvas.shape[1], device=self._device) < self.span()[:, 1:]
 
-    def advance(self, block_done: Tensor) -> None:
-        """Move every row to its next step, and to its next block where `block_done`, bool `[slots]`."""
+    def advance(self, block_done: Tensor, moved: Tensor | None = None) -> None:
+        """Move rows to their next step, and to their next block where `block_done`.
+
+        Args:
+            block_done: bool `[slots]`, True for moved rows only.
+            moved: bool `[slots]`: the rows that took a step; None: all.
+        """
         self.fresh = []
-        self.step += 1
+        step = torch.ones_like(self.step) if moved is None else moved.long()
+        self.step += step
         self.block += block_done
-        self.block_step = torch.where(block_done, 0, self.block_step + 1)
+        self.block_step = torch.where(block_done, 0, self.block_step + step)
+
+    def fork(self) -> Slots:
+        """A copy whose steps leave these rows as they are."""
+        other = copy.copy(self)
+        for name, tensor in self._tensors().items():
+            setattr(other, name, tensor.clone())
+        other.state = {name: tensor.clone() for name, tensor in self.state.items()}
+        return other
 
     def rows(self, slots: Sequence[int]) -> list[RawRow]:
         """Copies of finished rows on the CPU."""
