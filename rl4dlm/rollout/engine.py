@@ -34,6 +34,8 @@ class StepView:
     """int64 `[rows, completion]`, mask token where nothing is committed."""
     score: np.ndarray
     """float32 `[rows, completion]`: confidence of what is committed, 0 elsewhere."""
+    logp: np.ndarray
+    """float32 `[rows, completion]`, nats: log-probability of what is committed, 0 elsewhere."""
     num_steps: np.ndarray
     """int64 `[rows]`: steps that the row has taken."""
 
@@ -154,5 +156,6 @@ def _view(slots: Slots) -> StepView:
         requests=tuple(slots.requests[index] for index in slots.tenants),
         canvas=slots.canvas.cpu().numpy().copy(),
         score=slots.score.cpu().numpy().copy(),
+        logp=slots.logp.cpu().numpy().copy(),
         num_steps=slots.step.cpu().numpy().copy(),
     )

@@ -39,6 +39,7 @@ from rl4dlm.types import (
 )
 
 __all__ = [
+    "STEP_REWARDS",
     "check_trace",
     "commits_of",
     "from_table",
@@ -96,6 +97,8 @@ _RECORDS: dict[str, tuple[type, dict[str, pa.DataType]]] = {
 }
 _PROMPT = ("prompt", "prompt_text", "prompt_columns")
 _REWARD_PREFIX = "rewards/"
+STEP_REWARDS = "step_rewards"
+"""Column of rewards per step, where a method scored the predictions."""
 
 
 def check_trace(rollout: Rollout, mask_id: int) -> None:
@@ -187,6 +190,7 @@ def to_table(
     *,
     update: int,
     advantage: np.ndarray | None = None,
+    step_rewards: Sequence[np.ndarray | None] | None = None,
     record_states: bool = True,
 ) -> pa.Table:
     """Rollouts as a table, one row per completion in canonical order.
@@ -197,6 +201,8 @@ def to_table(
             `reward`.
         update: the update that they were sampled for.
         advantage: float32 `[batch]`, or None.
+        step_rewards: per rollout float32 `[num_steps]`, the reward of its prediction at each step, or None;
+            column `step_rewards`, which the player shows.
         record_states: keep the traces; without them the table cannot be read back into rollouts.
 
     Returns:
@@ -222,6 +228,8 @@ def to_table(
             columns[_REWARD_PREFIX + name] = pa.array(values, pa.float32())
     if advantage is not None:
         columns["advantage"] = pa.array(advantage, pa.float32())
+    if step_rewards is not None:
+        columns[STEP_REWARDS] = pa.array(list(step_rewards), pa.list_(pa.float32()))
     return pa.table(columns)
 
 
