@@ -136,10 +136,10 @@ def evaluate(
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Option(help="Model folder or hub name.")],
+    model: Annotated[str | None, typer.Option(help="Model folder or hub name.")] = None,
     prompt: Annotated[
-        str, typer.Option(help="What the model reads; a chat template is applied where there is one.")
-    ],
+        str | None, typer.Option(help="What the model reads; a chat template is applied where there is one.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe whose rollout section sets the sampler.")] = None,
     num_samples: Annotated[int, typer.Option("-n", "--num-samples", min=1)] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -147,14 +147,50 @@ def sample(
         list[str] | None,
         typer.Option("--set", help="Sampler setting, e.g. temperature=0.5 or block_length=16."),
     ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Sampler by name, e.g. threshold or rcr; short for --set remasking=...")
+    ] = None,
+    list_samplers: Annotated[
+        bool, typer.Option("--list-samplers", help="Say which samplers and caches there are, and stop.")
+    ] = False,
 ) -> None:
     """Sample completions and watch them being denoised.
 
-    Example: rl4dlm sample --model runs/quickstart/model --recipe quickstart --prompt 872744=
+    Example: rl4dlm sample --model runs/quickstart/model --recipe quickstart --prompt 872744= --sampler rcr
     """
-    from rl4dlm.standalone import sample_model
+    from rl4dlm.standalone import print_samplers, sample_model
 
-    sample_model(model, prompt, recipe, setting or [], num_samples, seed)
+    if list_samplers:
+        print_samplers()
+        return
+    if model is None or prompt is None:
+        raise UserError("sampling needs a model and a prompt.\nFix: add --model FOLDER --prompt TEXT.")
+    settings = [*(setting or []), *([] if sampler is None else [f"remasking={sampler}"])]
+    sample_model(model, prompt, recipe, settings, num_samples, seed)
+
+
+@app.command()
+def inspect(
+    target: Annotated[Path, typer.Argument(help="A run's folder, or a parquet file of rollouts.")],
+    update: Annotated[
+        int | None, typer.Option(min=1, help="Which update of a run; default: the newest.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Page to write; default: beside the file.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model folder whose tokenizer shows the tokens; default: the run's.")
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts on the page.")] = 8,
+) -> None:
+    """Play recorded trajectories step by step: writes one page that opens in a browser, without a network.
+
+    Example: rl4dlm inspect runs/quickstart --update 40
+    """
+    from rl4dlm.standalone import inspect_rollouts
+
+    page = inspect_rollouts(
+        target, update=update, output=output, tokenizer=tokenizer, num_prompts=num_prompts
+    )
+    typer.echo(f"wrote {page}")
 
 
 @app.command()

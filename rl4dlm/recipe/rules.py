@@ -247,6 +247,7 @@ _READERS = {
         "dream_entropy",
     ),
     "rcr_update": ("rcr",),
+    "policy": ("learned",),
 }
 
 

@@ -240,12 +240,17 @@ class RolloutConfig(Config):
         "entropy_bound_cumsum",
         "entropy_threshold",
         "rcr",
+        "saber",
+        "ccd",
+        "ccd_ds",
+        "learned",
     ] = "low_confidence"
     """Which positions a step commits. `low_confidence` (LLaDA: the highest probability of the drawn token),
     `top_probability` (the highest top probability, chosen before drawing: the exact law), `random`, `ar`
     (left to right), `margin`, `neg_entropy`; Dream's four; `dynamic` (SDAR, TraDo), `threshold` and `factor`
     (Fast-dLLM), `entropy_bound` (EB-Sampler), `entropy_bound_cumsum` (SDAR), `entropy_threshold` (dParallel):
-    as many as the model is sure of; `rcr` (MDPO: takes tokens back). docs/sampling.md compares them."""
+    as many as the model is sure of; `rcr` (MDPO) and `saber`: take tokens back; `ccd`, `ccd_ds`: what several
+    steps agree on; `learned`: a policy network decides. docs/sampling.md compares them."""
 
     confidence_from: Literal["raw", "tempered", "filtered"] = "raw"
     """Distribution whose probability is the confidence: temperature 1 (LLaDA, d1), the sampling temperature,
@@ -275,6 +280,42 @@ class RolloutConfig(Config):
     rcr_update: Literal["last", "max", "min"] = "last"
     """Which confidence `rcr` keeps of a position that it wrote several times: the newest (released code), the
     largest or the smallest."""
+
+    policy: str = ""
+    """Name under which the policy of `remasking: learned` is registered."""
+
+    early_commit: Literal["none", "prophet", "sched_linear", "sched_cosine", "sched_exp"] = "none"
+    """Write all remaining tokens at once when the model has made up its mind: the mean gap of its two largest
+    logits exceeds a threshold that falls with the steps. `prophet`: over `answer_region`, in three stages;
+    `sched_...` (SchED): over all masks, along a line, half a cosine or an exponential. Goes with every
+    sampler; for evaluation rather than RL, since these tokens have no log-probability of their own."""
+
+    early_commit_high: float = Field(7.5, gt=0)
+    """Gap asked for at the first step, logit units."""
+
+    early_commit_low: float = Field(2.5, ge=0)
+    """Gap asked for at the last steps, logit units."""
+
+    answer_region: tuple[int, int] | None = None
+    """Canvas positions, from the first up to but not including the second, that hold the answer; only for
+    `early_commit: prophet`."""
+
+    cfg_scale: float = Field(0.0, ge=0)
+    """Classifier-free guidance away from the logits without the prompt, LLaDA's `cfg_scale`; 0 is off. Twice
+    the forwards; training ratios know nothing of it."""
+
+    draft_steps: int = Field(0, ge=0)
+    """FreeDave: denoising steps guessed and verified in one forward; 0 is off. The samples are the same, with
+    fewer forwards of more rows: for small batches on a GPU. For samplers that go by a schedule."""
+
+    cache: Literal["none", "block", "prefix", "dual", "dkv_decode", "dkv_greedy", "free"] = "none"
+    """Keys and values kept between steps. `block`: exact, for block-causal models. Approximate, for full
+    attention: `prefix` and `dual` (Fast-dLLM), `dkv_decode`, `dkv_greedy` (dKV-Cache; greedy needs `random`,
+    `ar` or `dream_origin`), `free` (FreeCache). Under an approximate cache `replay/logprob_abs_diff` is not
+    0."""
+
+    cache_refresh: int = Field(0, ge=0)
+    """Steps of a block after which an approximate cache is computed anew; 0: at block starts only."""
 
     eos_policy: Literal["none", "block_eos"] = "block_eos"
     """`block_eos`: once a finished block holds a stop id, fill the rest with end-of-text and stop. `none`:

@@ -28,6 +28,7 @@ from rl4dlm.types import (
     REMASK,
     REVEAL,
     Events,
+    PolicyActions,
     Predictions,
     Prompt,
     Rollout,
@@ -38,6 +39,7 @@ from rl4dlm.types import (
 )
 
 __all__ = [
+    "STEP_REWARDS",
     "check_trace",
     "commits_of",
     "from_table",
@@ -82,9 +84,21 @@ _RECORDS: dict[str, tuple[type, dict[str, pa.DataType]]] = {
         Events,
         {"ptr": pa.int32(), "pos": pa.int32(), "op": pa.uint8(), "token": pa.int32(), "logp": pa.float32()},
     ),
+    "actions": (
+        PolicyActions,
+        {
+            "ptr": pa.int32(),
+            "pos": pa.int32(),
+            "confidence": pa.float32(),
+            "action": pa.uint8(),
+            "logp": pa.float32(),
+        },
+    ),
 }
 _PROMPT = ("prompt", "prompt_text", "prompt_columns")
 _REWARD_PREFIX = "rewards/"
+STEP_REWARDS = "step_rewards"
+"""Column of rewards per step, where a method scored the predictions."""
 
 
 def check_trace(rollout: Rollout, mask_id: int) -> None:
@@ -176,6 +190,7 @@ def to_table(
     *,
     update: int,
     advantage: np.ndarray | None = None,
+    step_rewards: Sequence[np.ndarray | None] | None = None,
     record_states: bool = True,
     record_predictions: bool = True,
 ) -> pa.Table:
@@ -187,6 +202,8 @@ def to_table(
             `reward`.
         update: the update that they were sampled for.
         advantage: float32 `[batch]`, or None.
+        step_rewards: per rollout float32 `[num_steps]`, the reward of its prediction at each step, or None;
+            column `step_rewards`, which the player shows.
         record_states: keep the traces; without them the table cannot be read back into rollouts.
         record_predictions: keep predictions in the traces that have them; they are most of a rollout's bytes.
 
@@ -214,6 +231,8 @@ def to_table(
             columns[_REWARD_PREFIX + name] = pa.array(values, pa.float32())
     if advantage is not None:
         columns["advantage"] = pa.array(advantage, pa.float32())
+    if step_rewards is not None:
+        columns[STEP_REWARDS] = pa.array(list(step_rewards), pa.list_(pa.float32()))
     return pa.table(columns)
 
 
