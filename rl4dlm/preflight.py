@@ -68,7 +68,7 @@ def preflight(recipe: Recipe) -> Preflight:
     )
     first = prompts.batch(0, recipe.rollout.prompts_per_update)
     check_lengths(recipe, facts, first)
-    check_demonstrations(recipe, tokenizer, spec, prompts)
+    check_demonstrations(recipe, tokenizer, prompts)
     with RewardPool(recipe.reward) as rewards:
         rewards.check(first[:2])
     return Preflight(facts, spec, tokenizer, prompts, tuple(prompts.notes), make_model)
@@ -120,7 +120,7 @@ def check_lengths(recipe: Recipe, facts: ModelFacts, prompts: list[Prompt]) -> N
         )
 
 
-def check_demonstrations(recipe: Recipe, tokenizer: Any, spec: DenoiserSpec, prompts: PromptSource) -> None:
+def check_demonstrations(recipe: Recipe, tokenizer: Any, prompts: PromptSource) -> None:
     """The warm start's answers must fit the canvas and its prompts the template.
 
     Raises:
@@ -131,7 +131,6 @@ def check_demonstrations(recipe: Recipe, tokenizer: Any, spec: DenoiserSpec, pro
     demonstrations(
         open_task(recipe.data.task, recipe.run.seed),
         partial(encode, tokenizer),
-        eos_id=spec.eos_id,
         completion_length=recipe.rollout.max_completion_length,
         indices=range(recipe.warm_start.batch_size),
         render=prompts.render,

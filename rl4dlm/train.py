@@ -10,15 +10,17 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from rl4dlm.data import demonstrations, open_task
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import RewardError, UpdateError
 from rl4dlm.evaluate import evaluate, group_rollouts, is_correct, make_requests, score_groups
-from rl4dlm.models import save
+from rl4dlm.models import encode, save
 from rl4dlm.preflight import Preflight, preflight
 from rl4dlm.recipe import Recipe
 from rl4dlm.reward.scores import num_not_applicable, too_many_failures
@@ -27,11 +29,13 @@ from rl4dlm.run_folder import RunFolder, storage
 from rl4dlm.tracking import Tracker, require_finite
 from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.base import Trainer
+from rl4dlm.trainers.sft import SFTBatch, sft_batch, warm_start_plan
 from rl4dlm.types import Rollout, RolloutGroup, Scores, flatten
 from rl4dlm.workers.placement import Placement, ray_session, reserve
 from rl4dlm.workers.policy_group import PolicyGroup, RankDied
 from rl4dlm.workers.reward_worker import RewardWorkers
 from rl4dlm.workers.rollout_pool import RolloutPool
+from rl4dlm.workers.schedule import warm_start_rate
 
 _WARM_START_SLICE = 20
 _REPLAYED_ROLLOUTS = 16
@@ -137,7 +141,7 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
         voice.say("starting trainer ranks")
         policy.start()
         if recipe.warm_start is not None:
-            model_path = _warm_start(recipe, folder, policy, voice.tracker, model_path)
+            model_path = _warm_start(recipe, folder, policy, voice, checks, model_path)
         rollouts = RolloutPool(recipe, model_path, placement.rollouts, voice.say)
         trainer = make_trainer(recipe.algorithm)
         run = Run(recipe, folder, checks, voice, placement, trainer, model_path, policy, rollouts, rewards)
@@ -166,22 +170,39 @@ def _initial_model(recipe: Recipe, folder: RunFolder, checks: Preflight) -> str:
 
 
 def _warm_start(
-    recipe: Recipe, folder: RunFolder, policy: PolicyGroup, tracker: Tracker, model_path: str
+    recipe: Recipe, folder: RunFolder, policy: PolicyGroup, voice: Voice, checks: Preflight, model_path: str
 ) -> str:
-    """Masked-diffusion SFT on demonstrations; its result is a model folder, so a resumed run does not repeat
-    it."""
-    settings = recipe.warm_start
+    """SFT on demonstrations; its result is a model folder, so a resumed run does not repeat it."""
+    settings, tracker = recipe.warm_start, voice.tracker
     assert settings is not None
     if not folder.warm_start.exists():
-        policy.load(model_path, warm_start=True)
+        policy.load(model_path, supervised=True, weight_decay=settings.weight_decay)
         tracker.phase("warm start", settings.steps)
         for first in range(0, settings.steps, _WARM_START_SLICE):
-            count = min(_WARM_START_SLICE, settings.steps - first)
-            metrics = policy.warm_start(first, count)
-            require_finite(0, metrics, ["sft/loss"], f"warm-start step {first + count}")
-            tracker.phase_step(first + count, metrics)
+            steps = range(first, min(first + _WARM_START_SLICE, settings.steps))
+            batches = [warm_start_batch(recipe, checks, step) for step in steps]
+            rates = [warm_start_rate(settings, step) for step in steps]
+            last = policy.sft(batches, rates, f"warm-start steps from {first}")[-1]
+            metrics = {"sft/loss": last["loss"]}
+            require_finite(0, metrics, list(metrics), f"warm-start step {steps.stop}")
+            tracker.phase_step(steps.stop, metrics)
         policy.export(folder.warm_start)
     return str(folder.warm_start.resolve())
+
+
+def warm_start_batch(recipe: Recipe, checks: Preflight, step: int) -> SFTBatch:
+    """The demonstrations of one warm-start step (from 0), with the canvas of the rollouts."""
+    settings = recipe.warm_start
+    assert settings is not None and recipe.data.task is not None
+    examples = demonstrations(
+        open_task(recipe.data.task, recipe.run.seed),
+        partial(encode, checks.tokenizer),
+        completion_length=recipe.rollout.max_completion_length,
+        indices=range(step * settings.batch_size, (step + 1) * settings.batch_size),
+        render=checks.prompts.render,
+    )
+    seed = derive_seed(recipe.run.seed, "warm_start", step)
+    return sft_batch(examples, warm_start_plan(recipe.rollout, checks.spec), checks.spec, seed)
 
 
 def _begin(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rl4dlm.data.columns import CONVENTIONS, ColumnMap, map_columns
 from rl4dlm.data.demonstrations import demonstrations
+from rl4dlm.data.examples import Example
 from rl4dlm.data.prompts import PromptSource, open_prompts
 from rl4dlm.data.render import open_renderer
 from rl4dlm.data.source import read_rows
@@ -14,6 +15,7 @@ __all__ = [
     "CONVENTIONS",
     "EVAL_UID",
     "ColumnMap",
+    "Example",
     "Instance",
     "PromptSource",
     "Task",

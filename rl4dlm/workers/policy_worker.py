@@ -8,19 +8,16 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
-from rl4dlm.data import Task, demonstrations, open_renderer, open_task
-from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import CheckpointError, StorageError
 from rl4dlm.likelihood.trace import replay_gap
-from rl4dlm.loss.reduce import merge_metrics
 from rl4dlm.models import (
     LoadedModel,
     add_lora,
     denoiser,
-    encode,
     load,
     merged_state_dict,
     reference,
@@ -28,14 +25,15 @@ from rl4dlm.models import (
     save_adapter,
     trainable_state,
 )
-from rl4dlm.recipe import Recipe
+from rl4dlm.recipe import AnyRecipe, Recipe
 from rl4dlm.run_folder import CheckpointParts
 from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.base import Metrics
-from rl4dlm.trainers.warm_start import demonstration_batch, sft_loss, sft_micro_batches
+from rl4dlm.trainers.sft import SFTBatch
 from rl4dlm.types import Denoiser, Rollout, TrainBatch
 from rl4dlm.workers import engine as ds
-from rl4dlm.workers.schedule import learning_rate, warm_start_rate
+from rl4dlm.workers.schedule import learning_rate
+from rl4dlm.workers.supervised import RankSFT
 from rl4dlm.workers.update import RankUpdate
 from rl4dlm.workers.weight_sync import CHUNK_BYTES, Manifest, combine, pack
 
@@ -43,7 +41,7 @@ from rl4dlm.workers.weight_sync import CHUNK_BYTES, Manifest, combine, pack
 class _PolicyWorker:
     """A rank of the policy. Every method but `address` is a collective: the driver calls it on all ranks."""
 
-    def __init__(self, recipe: Recipe, rank: int) -> None:
+    def __init__(self, recipe: AnyRecipe, rank: int) -> None:
         torch.set_num_threads(recipe.cluster.threads_per_worker)
         if recipe.run.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -52,7 +50,7 @@ class _PolicyWorker:
             torch.utils.deterministic.fill_uninitialized_memory = False
         self._recipe, self._rank, self._world_size = recipe, rank, recipe.cluster.num_trainers
         self._device = "cuda" if recipe.cluster.gpus_per_trainer else "cpu"
-        self._trainer = make_trainer(recipe.algorithm)
+        self._trainer = make_trainer(recipe.algorithm) if isinstance(recipe, Recipe) else None
         self._engine: Any = None
 
     def address(self) -> tuple[str, int]:
@@ -66,10 +64,14 @@ class _PolicyWorker:
         timeout_s = self._recipe.cluster.update_timeout_s
         ds.join_process_group(self._rank, self._world_size, address, port, self._device, timeout_s)
 
-    def load(self, model_path: str, warm_start: bool = False) -> int:
+    def load(self, model_path: str, supervised: bool = False, weight_decay: float | None = None) -> int:
         """Build the engine around a model folder; returns the number of trainable parameters.
 
         A second call replaces the engine: warm start and RL have optimizers of their own.
+
+        Args:
+            supervised: for `sft`, which needs neither a trainer nor a reference.
+            weight_decay: None: the trainer's.
         """
         recipe, trainer = self._recipe, self._recipe.trainer
         if self._engine is not None:
@@ -80,11 +82,15 @@ class _PolicyWorker:
             module.gradient_checkpointing_enable()
         if trainer.lora is not None:
             module = add_lora(module, trainer.lora, self._loaded.family, seed=recipe.run.seed)
-        decay = recipe.warm_start.weight_decay if warm_start and recipe.warm_start is not None else None
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        frozen = self._reference_copy(model_path) if not warm_start else None
-        self._engine = ds.make_engine(module, trainer, decay)
+        frozen = self._reference_copy(model_path) if not supervised else None
+        self._engine = ds.make_engine(module, trainer, weight_decay)
         self._denoiser = denoiser(self._loaded, model=self._engine, device=self._device)
+        if supervised:
+            ranks = (self._rank, self._world_size)
+            self._sft = RankSFT(self._engine, self._denoiser, *ranks, trainer.micro_batch_tokens)
+            return trainable
+        assert self._trainer is not None
         self._update = RankUpdate(
             engine=self._engine,
             denoiser=self._denoiser,
@@ -110,7 +116,11 @@ class _PolicyWorker:
 
     def _reference_copy(self, path: str) -> Denoiser | None:
         """The weights that training starts from, frozen; LoRA needs no copy."""
-        if not self._trainer.needs_reference or self._recipe.trainer.lora is not None:
+        if (
+            self._trainer is None
+            or not self._trainer.needs_reference
+            or self._recipe.trainer.lora is not None
+        ):
             return None
         frozen = self._load_model(path)
         engine = ds.make_frozen_engine(frozen.module, self._recipe.trainer)
@@ -130,58 +140,18 @@ class _PolicyWorker:
             metrics["learning_rate"] = rate
         return metrics
 
-    def warm_start(self, first: int, num_steps: int) -> Metrics:
-        """Steps `first` .. of masked-diffusion SFT on the task's demonstrations; metrics of the last of
-        them."""
-        settings = self._recipe.warm_start
-        assert settings is not None and self._recipe.data.task is not None
-        task = open_task(self._recipe.data.task, self._recipe.run.seed)
-        metrics: Metrics = {}
-        self._engine.train()
-        for step in range(first, first + num_steps):
-            ds.set_learning_rate(self._engine, warm_start_rate(settings, step))
-            indices = range(step * settings.batch_size, (step + 1) * settings.batch_size)
-            metrics = self._sft_step(self._demonstrations(task, indices, step))
-        return metrics
+    def sft(self, batches: list[SFTBatch], rates: list[float]) -> list[Metrics]:
+        """Optimizer steps of supervised fine-tuning, with their learning rates; metrics of each, this rank's
+        share."""
+        parts = []
+        for batch, rate in zip(batches, rates, strict=True):
+            ds.set_learning_rate(self._engine, rate)
+            parts.append(self._sft.step(batch))
+        return parts
 
-    def _demonstrations(self, task: Task, indices: range, step: int) -> TrainBatch:
-        tokenizer, recipe = self._loaded.tokenizer, self._recipe
-        renderer = open_renderer(recipe.data, tokenizer, recipe.model.chat_template)
-        prompts, completions = demonstrations(
-            task,
-            lambda text: encode(tokenizer, text),
-            eos_id=self._loaded.spec.eos_id,
-            completion_length=recipe.rollout.max_completion_length,
-            indices=indices,
-            render=lambda text: renderer.text(text, {}, "demonstration"),
-        )
-        return demonstration_batch(
-            prompts,
-            list(completions),
-            canvas_length=completions.shape[1],
-            eos_id=self._loaded.spec.eos_id,
-            seed=derive_seed(recipe.run.seed, "warm_start", step),
-        )
-
-    def _sft_step(self, batch: TrainBatch) -> Metrics:
-        """One optimizer step; every rank runs as many passes as the busiest one."""
-        budget = self._recipe.trainer.micro_batch_tokens
-        plans = [
-            sft_micro_batches(batch, range(rank, len(batch), self._world_size), budget)
-            for rank in range(self._world_size)
-        ]
-        parts: list[Metrics] = []
-        mine = plans[self._rank]
-        for number in range(max(len(plan) for plan in plans)):
-            real = number < len(mine)
-            loss, part = sft_loss(
-                self._denoiser, batch, mine[number] if real else mine[-1][:1], num_rows=len(batch)
-            )
-            self._engine.backward(loss * (float(self._world_size) if real else 0.0))
-            if real:
-                parts.append(part)
-        self._engine.step()
-        return merge_metrics(parts)
+    def held_out(self, batch: SFTBatch) -> np.ndarray:
+        """Negative log-likelihood estimates of held-out rows, see `RankSFT.held_out`."""
+        return self._sft.held_out(batch)
 
     def replay_gap(self, rollouts: list[Rollout], temperature: float) -> tuple[float, int]:
         """Sum over tokens of |log-prob now - log-prob at commit| on recorded steps, and the number of
