@@ -22,8 +22,9 @@ class SFTConfig(Config):
     fill: Literal["auto", "canvas", "batch", "block", "none"] = "auto"
     """What follows the first end-of-text. `canvas`: end-of-text up to `rollout.max_completion_length`,
     trained like any token, so that the model learns to end within a canvas. `batch`: up to the longest
-    completion of the step (LLaDA's published code). `block`: up to the end of the block. `none`: nothing. `auto`: `canvas`
-    for full attention, `block` for block-causal models; texts without a prompt are never filled."""
+    completion of the step (LLaDA's published code). `block`: up to the end of the block. `none`: nothing.
+    `auto`: `canvas` for full attention, `block` for block-causal models; texts without a prompt are never
+    filled."""
 
     loss_average: Literal["row", "token"] = "row"
     """`row`: the mean over rows of each row's loss per token (LLaDA). `token`: the loss per token of the
