@@ -58,6 +58,7 @@ def _merge_adapter(recipe: Recipe, checkpoint: Checkpoint, target: Path) -> Path
         family=recipe.model.family,
         dtype=torch.bfloat16 if recipe.trainer.bf16 else torch.float32,
         trust_remote_code=recipe.model.trust_remote_code,
+        block_length=recipe.model.block_length,
     )
     adapted = PeftModel.from_pretrained(loaded.module, str(checkpoint.parts.adapter))
     return save(loaded, target, loaded.tokenizer, state_dict=merged_state_dict(adapted))

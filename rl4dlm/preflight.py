@@ -53,9 +53,10 @@ def preflight(recipe: Recipe) -> Preflight:
         tokenizer, spec, facts, make_model = model.tokenizer, model.spec, describe(model), lambda: model
     else:
         assert recipe.model.path is not None
-        facts = inspect(recipe.model.path, family=recipe.model.family)
+        asked = {"family": recipe.model.family, "block_length": recipe.model.block_length}
+        facts = inspect(recipe.model.path, **asked)
         tokenizer, spec = load_tokenizer(
-            recipe.model.path, family=recipe.model.family, trust_remote_code=recipe.model.trust_remote_code
+            recipe.model.path, trust_remote_code=recipe.model.trust_remote_code, **asked
         )
         make_model = partial(_no_model, recipe.model.path)
     prompts = open_prompts(
@@ -147,7 +148,8 @@ def _scratch_model(recipe: Recipe) -> LoadedModel:
     else:
         texts = training_texts(recipe.data, recipe.run.seed, held_out=recipe.eval.num_prompts)
         tokenizer = build_bpe_tokenizer(texts, init.tokenizer.vocab_size)
-    return create(init, tokenizer, recipe.run.seed)
+    family = "llada" if recipe.model.family == "auto" else recipe.model.family
+    return create(init, tokenizer, recipe.run.seed, family=family, block_length=recipe.model.block_length)
 
 
 def _no_model(path: str) -> LoadedModel:

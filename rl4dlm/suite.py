@@ -158,10 +158,9 @@ def suite_recipe(request: SuiteRequest) -> Recipe:
 def _open_jobs(request: SuiteRequest, recipe: Recipe, choices: Sequence[TaskChoice]) -> list[_Job]:
     """Everything that can be known before workers start: model, rows, prompts, rewards, earlier results."""
     path = str(recipe.model.path)
-    facts = inspect(path, family=recipe.model.family)
-    tokenizer, _ = load_tokenizer(
-        path, family=recipe.model.family, trust_remote_code=recipe.model.trust_remote_code
-    )
+    asked = {"family": recipe.model.family, "block_length": recipe.model.block_length}
+    facts = inspect(path, **asked)
+    tokenizer, _ = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, **asked)
     length = recipe.rollout.max_completion_length
     specs = {
         GREEDY: SamplerSpec.from_config(recipe.rollout, temperature=0.0),

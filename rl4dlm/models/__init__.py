@@ -5,6 +5,8 @@ Every quirk of a model ends here.
 
 from __future__ import annotations
 
+from rl4dlm.models.decoder import Decoder
+from rl4dlm.models.decoder_config import DecoderConfig
 from rl4dlm.models.families import FAMILIES, parameter_count
 from rl4dlm.models.llada import LLaDA
 from rl4dlm.models.llada_config import LLaDAConfig
@@ -29,14 +31,18 @@ from rl4dlm.models.lora import (
 )
 from rl4dlm.models.saving import save
 from rl4dlm.models.tokenizers import CHAT_TEMPLATE, build_bpe_tokenizer, build_char_tokenizer, encode
+from rl4dlm.models.value_head import ValueModel, load_value_model
 
 __all__ = [
     "CHAT_TEMPLATE",
     "FAMILIES",
+    "Decoder",
+    "DecoderConfig",
     "LLaDA",
     "LLaDAConfig",
     "LoadedModel",
     "ModelFacts",
+    "ValueModel",
     "add_lora",
     "build_bpe_tokenizer",
     "build_char_tokenizer",
@@ -49,6 +55,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "load_trainable_state",
+    "load_value_model",
     "merged_state_dict",
     "parameter_count",
     "reference",

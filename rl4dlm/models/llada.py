@@ -202,6 +202,23 @@ class LLaDA(nn.Module):
         transformer = self.model.transformer
         return transformer["ff_out"](transformer["ln_f"](hidden), labels, temperature)
 
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        layout: AttentionLayout | None = None,
+    ) -> Tensor:
+        """States after the final norm, `[rows, length, hidden]`; arguments as in `forward`."""
+        if layout is None:
+            key_mask, positions = key_mask_and_positions(input_ids, attention_mask)
+        else:
+            key_mask, positions = layout.visible()[:, None], layout.position
+        return self.model.transformer["ln_f"](self.model(input_ids, key_mask, positions))
+
+    def drop_head(self) -> None:
+        """Remove the projection to the vocabulary; `hidden_states` is what remains."""
+        del self.model.transformer["ff_out"]
+
     def forbid(self, ids: Sequence[int]) -> None:
         """Ids that may never be proposed: their logits are -inf from now on."""
         self.model.transformer["ff_out"].forbid(ids)

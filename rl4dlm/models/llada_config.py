@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rl4dlm.errors import ModelError
+from rl4dlm.models.fields import Fields
 from rl4dlm.recipe.sections import ModelInit
 
 # The published class knows other architectures too, and its defaults are GPT-2's, so a field that is left out
@@ -73,6 +73,12 @@ class LLaDAConfig:
     pad_token_id: int
     published: Mapping[str, Any]
     """The whole JSON object, for writing back."""
+    family: str = "llada"
+    """Key of `FAMILIES`."""
+    block_length: int | None = None
+    """None: every token sees every other."""
+    logit_shift: int = 0
+    """Row i of the logits scores token i."""
 
     @property
     def hidden_size(self) -> int:
@@ -107,52 +113,7 @@ class LLaDAConfig:
         return dict(self.published)
 
 
-class _Fields:
-    """Typed access to a JSON object; every failure names the key and the place it was read from."""
-
-    def __init__(self, data: Mapping[str, Any], where: str) -> None:
-        self.data, self.where = data, where
-
-    def get(self, key: str) -> Any:
-        if key not in self.data:
-            raise ModelError(
-                f"{self.where}: required key {key!r} is missing. "
-                "Fix: take the config.json that was published with the weights."
-            )
-        return self.data[key]
-
-    def wrong(self, key: str, what: str) -> ModelError:
-        return ModelError(
-            f"{self.where}: {key} = {self.data.get(key)!r} {what}. "
-            "Fix: use a LLaDA checkpoint with its published config.json, or correct this key."
-        )
-
-    def integer(self, key: str, *, least: int = 1) -> int:
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.wrong(key, f"is not an integer of at least {least}")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise self.wrong(key, "is not a positive number")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.get(key)
-        if not isinstance(value, bool):
-            raise self.wrong(key, "is neither true nor false")
-        return value
-
-    def token(self, key: str, rows: int) -> int:
-        value = self.integer(key, least=0)
-        if value >= rows:
-            raise self.wrong(key, f"lies beyond the {rows} rows of the embedding matrix")
-        return value
-
-
-def _require_supported(fields: _Fields) -> None:
+def _require_supported(fields: Fields) -> None:
     for key, expected in _FIXED.items():
         if fields.get(key) != expected:
             raise fields.wrong(key, f"is not supported: this implementation needs {expected!r}")
@@ -164,7 +125,7 @@ def _require_supported(fields: _Fields) -> None:
         raise fields.wrong("multi_query_attention", "is not supported: n_kv_heads = 1 says the same")
 
 
-def _require_heads_to_divide(fields: _Fields) -> None:
+def _require_heads_to_divide(fields: Fields) -> None:
     width, heads, kv_heads = (fields.integer(key) for key in ("d_model", "n_heads", "n_kv_heads"))
     if width % heads or (width // heads) % 2:
         raise fields.wrong("n_heads", f"does not split d_model = {width} into heads of even width")
@@ -184,7 +145,7 @@ def read_llada_config(data: Mapping[str, Any], where: str) -> LLaDAConfig:
     Raises:
         ModelError: a key is missing, has the wrong type, or asks for another architecture.
     """
-    fields = _Fields(data, where)
+    fields = Fields(data, where, "LLaDA")
     _require_supported(fields)
     _require_heads_to_divide(fields)
     rows = fields.integer("embedding_size")
@@ -210,7 +171,7 @@ def read_llada_config(data: Mapping[str, Any], where: str) -> LLaDAConfig:
 
 
 def llada_config_for(
-    init: ModelInit, *, vocab_size: int, mask_id: int, eos_id: int, pad_id: int
+    init: ModelInit, *, vocab_size: int, mask_id: int, eos_id: int, pad_id: int, block_length: None = None
 ) -> LLaDAConfig:
     """The full published configuration of a model made from scratch.
 
@@ -224,7 +185,7 @@ def llada_config_for(
         **_FIXED,
         **_INERT,
         **{key: getattr(init, key) for key in sizes},
-        "n_kv_heads": init.n_heads,
+        "n_kv_heads": init.n_kv_heads or init.n_heads,
         "vocab_size": vocab_size,
         "embedding_size": vocab_size,
         "rms_norm_eps": 1e-5,

@@ -14,7 +14,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import ModelError
-from rl4dlm.models.families import FAMILIES, Config, Family, find_family, parameter_shapes
+from rl4dlm.models.conversion import add_mask_token, convert_tensors, converted, stored_shapes
+from rl4dlm.models.families import (
+    FAMILIES,
+    Config,
+    Family,
+    find_family,
+    is_autoregressive,
+    parameter_shapes,
+)
 from rl4dlm.models.folders import find_folder, headers_of
 from rl4dlm.models.weights import (
     TensorHeader,
@@ -68,6 +76,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     trust_remote_code: bool = False,
+    block_length: int | None = None,
 ) -> LoadedModel:
     """Load a model in Hugging Face layout; its tensors must be exactly those that config.json asks for.
 
@@ -76,45 +85,49 @@ def load(
 
     Args:
         path: local folder, or `owner/name` on the hub.
-        family: a key of `FAMILIES`, or `auto` to follow `model_type` of config.json.
+        family: a key of `FAMILIES`, or `auto` to follow `model_type` of config.json. `a2d` makes a diffusion
+            model of an autoregressive checkpoint.
         dtype: of all parameters.
         device: where they go.
         trust_remote_code: let the tokenizer run code of the folder. The model itself never does.
+        block_length: of a checkpoint that is converted, None for full attention; of any other block-causal
+            model it must be what config.json says, or None.
 
     Raises:
         ModelError: anything is wrong with the folder, its configuration, tensors or tokenizer.
     """
     folder = find_folder(path, weights=True, trust_remote_code=trust_remote_code)
-    kind, config = _read_config(folder, family)
+    opened = _open(folder, family, block_length, trust_remote_code)
+    kind, config = opened.kind, opened.config
     headers = read_headers(folder)
-    _require_bijection(kind, config, headers, folder)
-    tokenizer = _read_tokenizer(folder, trust_remote_code)
+    opened.require_bijection(headers)
+    tokenizer = opened.tokenizer or _read_tokenizer(folder, trust_remote_code)
     spec = denoiser_spec(kind, config, tokenizer, str(folder))
     with torch.device("meta"):
         module = kind.build(config)
-    _assign(module, stream_tensors(headers, device=device, dtype=dtype))
+    _assign(module, opened.convert(stream_tensors(headers, device=device, dtype=dtype)))
     module.forbid(spec.forbidden_ids)
-    return LoadedModel(module.eval(), tokenizer, spec, kind.model_type, folder)
+    return LoadedModel(module.eval(), tokenizer, spec, kind.name, folder)
 
 
-def inspect(path: str | Path, *, family: str = "auto") -> ModelFacts:
+def inspect(path: str | Path, *, family: str = "auto", block_length: int | None = None) -> ModelFacts:
     """Facts about a model folder from config.json and file headers, with the same errors as `load`.
 
-    For a hub name only configuration and tokenizer files are downloaded. The tokenizer is not opened:
-    `load_tokenizer` does that.
+    For a hub name only configuration and tokenizer files are downloaded. The tokenizer is opened only where a
+    checkpoint is converted: `load_tokenizer` does that.
 
     Raises:
         ModelError: as `load`.
     """
     folder = find_folder(path, weights=False)
-    kind, config = _read_config(folder, family)
+    opened = _open(folder, family, block_length, trust_remote_code=False)
     headers = headers_of(path, folder)
-    _require_bijection(kind, config, headers, folder)
+    opened.require_bijection(headers)
     by_dtype: Counter[torch.dtype] = Counter()
     for header in headers.values():
         by_dtype[header.torch_dtype] += header.num_bytes
     dtype = by_dtype.most_common(1)[0][0]
-    return _facts(kind, config, bytes_on_disk=by_dtype.total(), dtype=dtype)
+    return _facts(opened.kind, opened.config, bytes_on_disk=by_dtype.total(), dtype=dtype)
 
 
 def describe(loaded: LoadedModel) -> ModelFacts:
@@ -124,7 +137,11 @@ def describe(loaded: LoadedModel) -> ModelFacts:
 
 
 def load_tokenizer(
-    path: str | Path, *, family: str = "auto", trust_remote_code: bool = False
+    path: str | Path,
+    *,
+    family: str = "auto",
+    trust_remote_code: bool = False,
+    block_length: int | None = None,
 ) -> tuple[PreTrainedTokenizerBase, DenoiserSpec]:
     """Tokenizer and special ids of a model folder, checked against each other, without its weights.
 
@@ -132,13 +149,18 @@ def load_tokenizer(
         ModelError: the tokenizer cannot be read or disagrees with config.json.
     """
     folder = find_folder(path, weights=False, trust_remote_code=trust_remote_code)
-    kind, config = _read_config(folder, family)
-    tokenizer = _read_tokenizer(folder, trust_remote_code)
-    return tokenizer, denoiser_spec(kind, config, tokenizer, str(folder))
+    opened = _open(folder, family, block_length, trust_remote_code)
+    tokenizer = opened.tokenizer or _read_tokenizer(folder, trust_remote_code)
+    return tokenizer, denoiser_spec(opened.kind, opened.config, tokenizer, str(folder))
 
 
 def create(
-    init: ModelInit, tokenizer: PreTrainedTokenizerBase, seed: int, *, family: str = "llada"
+    init: ModelInit,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    *,
+    family: str = "llada",
+    block_length: int | None = None,
 ) -> LoadedModel:
     """A model from scratch, on the CPU in float32; the same seed gives the same weights.
 
@@ -146,6 +168,8 @@ def create(
         init: sizes, from the recipe.
         tokenizer: with mask, end-of-text and padding tokens; its length is the number of embedding rows.
         seed: the run's seed.
+        family: a key of `FAMILIES`.
+        block_length: of a family that attends in blocks, tokens.
 
     Raises:
         ModelError: the sizes do not fit together, or the tokenizer lacks a special token.
@@ -160,6 +184,7 @@ def create(
         mask_id=tokenizer.mask_token_id,
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,
+        block_length=block_length,
     )
     spec = denoiser_spec(kind, config, tokenizer, "model.init")
     with torch.device("meta"):
@@ -167,7 +192,7 @@ def create(
     module.to_empty(device="cpu").tie_weights()
     kind.initialise(module, torch.Generator().manual_seed(derive_seed(seed, "model-init")))
     module.forbid(spec.forbidden_ids)
-    return LoadedModel(module.eval(), tokenizer, spec, kind.model_type, None)
+    return LoadedModel(module.eval(), tokenizer, spec, kind.name, None)
 
 
 def denoiser(
@@ -209,7 +234,10 @@ def denoiser_spec(
         stop_ids=tuple(dict.fromkeys(stop for stop in stops if stop is not None)),
         vocab_size=rows,
         forbidden_ids=tuple(sorted(unused | {config.mask_token_id})),
+        attention="full" if config.block_length is None else "block_causal",
+        block_length=config.block_length,
         max_length=config.max_position_embeddings,
+        logit_shift=config.logit_shift,
     )
 
 
@@ -225,11 +253,51 @@ def _require_mask_to_agree(
             )
 
 
-def _read_config(folder: Path, family: str) -> tuple[Family, Config]:
+@dataclass(frozen=True)
+class _Opened:
+    """A folder whose configuration was read; no weight was."""
+
+    folder: Path
+    kind: Family
+    config: Config
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Of a checkpoint that is converted, with its mask token."""
+    stored_rows: int = 0
+    """Rows of the matrices over the vocabulary in the files of a checkpoint that is converted."""
+
+    def require_bijection(self, headers: dict[str, TensorHeader]) -> None:
+        """The files hold exactly the network's tensors."""
+        expected = parameter_shapes(self.kind, self.config)
+        if self.tokenizer is not None:
+            expected = stored_shapes(expected, self.stored_rows)
+        found = {name: header.shape for name, header in headers.items()}
+        files = {"": str(self.folder), **{name: header.file for name, header in headers.items()}}
+        require_same_tensors(expected, found, files)
+
+    def convert(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+        """The network's tensors, from those in the files."""
+        if self.tokenizer is None:
+            return tensors
+        config = self.config
+        return convert_tensors(tensors, rows=config.vocab_size, mask_id=config.mask_token_id)
+
+
+def _open(folder: Path, family: str, block_length: int | None, trust_remote_code: bool) -> _Opened:
     file = folder / "config.json"
     data = read_json(file)
     kind = find_family(data, family, str(file))
-    return kind, kind.read_config(data, str(file))
+    if is_autoregressive(data):
+        tokenizer = _read_tokenizer(folder, trust_remote_code)
+        add_mask_token(tokenizer)
+        config = kind.read_config(converted(data, tokenizer, block_length), str(file))
+        return _Opened(folder, kind, config, tokenizer, data["vocab_size"])
+    config = kind.read_config(data, str(file))
+    if block_length not in (None, config.block_length):
+        raise ModelError(
+            f"{file}: the model's block length is {config.block_length}, and the recipe says "
+            f"model.block_length = {block_length}. Fix: leave model.block_length out, or use another folder."
+        )
+    return _Opened(folder, kind, config)
 
 
 def _read_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -250,12 +318,6 @@ def _read_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenize
         ) from error
 
 
-def _require_bijection(kind: Family, config: Config, headers: dict[str, TensorHeader], folder: Path) -> None:
-    found = {name: header.shape for name, header in headers.items()}
-    files = {"": str(folder), **{name: header.file for name, header in headers.items()}}
-    require_same_tensors(parameter_shapes(kind, config), found, files)
-
-
 def _assign(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Replace parameters without storage by the given tensors."""
     for name, tensor in tensors:
@@ -266,7 +328,7 @@ def _assign(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 def _facts(kind: Family, config: Config, *, bytes_on_disk: int, dtype: torch.dtype) -> ModelFacts:
     return ModelFacts(
-        family=kind.model_type,
+        family=kind.name,
         num_parameters=sum(math.prod(shape) for shape in parameter_shapes(kind, config).values()),
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,

@@ -44,7 +44,7 @@ def save(
     """
     module = model.module if isinstance(model, LoadedModel) else model
     config = module.config
-    family = FAMILIES[config.to_dict()["model_type"]]
+    family = FAMILIES[config.family]
     tensors = dict(merged_state_dict(module) if state_dict is None else state_dict)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     require_same_tensors(parameter_shapes(family, config), shapes, {"": "state_dict"})
@@ -61,7 +61,8 @@ def save(
 
 
 def _published_config(family: Family, data: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    data["architectures"] = [family.architecture]
+    if family.architecture is not None:
+        data["architectures"] = [family.architecture]
     data["torch_dtype"] = str(dtype).removeprefix("torch.")
     data.pop("dtype", None)  # the newer spelling of the same field
     if "auto_map" in data:

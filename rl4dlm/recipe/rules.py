@@ -51,6 +51,31 @@ def one_model_source(recipe: Recipe) -> Iterator[Finding]:
             f"{2 * init.n_heads}",
             f"use {divisors_near(init.n_heads, init.d_model // 2)} heads",
         )
+    if init is not None and init.n_kv_heads is not None and init.n_heads % init.n_kv_heads:
+        yield (
+            "model.init.n_kv_heads",
+            f"model.init.n_kv_heads = {init.n_kv_heads} does not divide model.init.n_heads = {init.n_heads}",
+            f"use {divisors_near(init.n_kv_heads, init.n_heads)}",
+        )
+
+
+@rule
+def blocks_fit_the_family(recipe: Recipe) -> Iterator[Finding]:
+    model = recipe.model
+    if model.family == "sdar" and model.init is not None and model.block_length is None:
+        yield (
+            "model.block_length",
+            "model.family = sdar attends in blocks, and model.block_length is not set",
+            "set it (published: 4)",
+        )
+    full = ("auto", "llada", "dream")
+    if model.block_length is not None and model.family in full and model.init is not None:
+        yield (
+            "model.block_length",
+            f"model.block_length = {model.block_length}, but model.family = {model.family} attends to the "
+            "whole sequence",
+            "leave it out, or use the family sdar or a2d",
+        )
 
 
 @sft_rule

@@ -28,7 +28,8 @@ class TokenizerInit(Config):
 
 
 class ModelInit(Config):
-    """A small LLaDA-architecture model made from scratch; its fields have their published names."""
+    """A small model made from scratch, of the architecture that `model.family` names; fields have LLaDA's
+    published names."""
 
     d_model: int = Field(128, gt=0)
     """Width of the residual stream."""
@@ -38,6 +39,9 @@ class ModelInit(Config):
 
     n_heads: int = Field(4, gt=0)
     """Must divide `d_model`."""
+
+    n_kv_heads: int | None = Field(None, gt=0)
+    """Heads of keys and values, a divisor of `n_heads`; None: as many as `n_heads`."""
 
     mlp_hidden_size: int = Field(384, gt=0)
     """Width of the gated MLP."""
@@ -55,8 +59,13 @@ class ModelInit(Config):
 class ModelConfig(Config):
     """Which model is trained: a folder, a hub name, or one made from scratch."""
 
-    family: Literal["auto", "llada"] = "auto"
-    """Architecture; `auto` reads it from the folder's config.json."""
+    family: Literal["auto", "llada", "dream", "sdar", "a2d"] = "auto"
+    """Architecture; `auto` reads it from the folder's config.json, and is `llada` with `init`. `a2d`: a
+    Qwen2, Qwen3 or Llama checkpoint as a diffusion model (to be trained as one first)."""
+
+    block_length: int | None = Field(None, gt=0)
+    """Tokens of a block, for families that attend in blocks: with `init`, and where an autoregressive
+    checkpoint is converted (`a2d`; None: full attention). Any other folder says it itself."""
 
     path: str | None = None
     """Local folder in Hugging Face layout (safetensors), or a hub name. Exactly one of `path` and `init`."""

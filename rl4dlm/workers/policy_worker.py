@@ -112,6 +112,7 @@ class _PolicyWorker:
             dtype=torch.bfloat16 if self._recipe.trainer.bf16 else torch.float32,
             device=self._device,
             trust_remote_code=model.trust_remote_code,
+            block_length=model.block_length,
         )
 
     def _reference_copy(self, path: str) -> Denoiser | None:

@@ -31,6 +31,7 @@ class _RolloutWorker:
             dtype=dtype,
             device=self._device,
             trust_remote_code=model.trust_remote_code,
+            block_length=model.block_length,
         )
         self._tokenizer = loaded.tokenizer
         module = loaded.module

@@ -163,8 +163,8 @@ def test_an_unsupported_value_is_refused_by_name(key, value):
 
 
 def test_an_unknown_or_contradicting_family_is_refused():
-    with pytest.raises(ModelError, match=r"model_type = 'qwen2' is not a family.*llada"):
-        find_family({"model_type": "qwen2"}, "auto", "config.json")
+    with pytest.raises(ModelError, match=r"model_type = 'gpt2' is not a family.*llada"):
+        find_family({"model_type": "gpt2"}, "auto", "config.json")
     with pytest.raises(ModelError, match="model_type = None"):
         find_family({}, "llada", "config.json")
     with pytest.raises(ModelError, match="the recipe says model.family = 'dream'"):

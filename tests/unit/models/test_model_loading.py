@@ -165,8 +165,8 @@ def test_a_missing_configuration_key_is_named(folder):
 
 
 def test_another_architecture_is_refused(folder):
-    edit_json(folder / "config.json", model_type="llama")
-    assert "model_type = 'llama' is not a family" in refusal(folder)
+    edit_json(folder / "config.json", model_type="gpt2")
+    assert "model_type = 'gpt2' is not a family" in refusal(folder)
 
 
 def test_a_folder_without_weights_is_refused(folder):

@@ -16,6 +16,10 @@ BROKEN = [
     ("one_model_source", ["model.path=here"], "model.path", "exactly one"),
     ("one_model_source", ["model.init=null"], "model.path", "exactly one"),
     ("one_model_source", ["model.init.n_heads=3"], "model.init.n_heads", "1 or 2 or 4 heads"),
+    ("one_model_source", ["model.init.n_kv_heads=3"], "model.init.n_kv_heads", "1 or 2 or 4"),
+    ("blocks_fit_the_family", ["model.family=sdar"], "model.block_length", "published: 4"),
+    ("blocks_fit_the_family", ["model.block_length=4"], "model.block_length", "sdar or a2d"),
+    ("blocks_fit_the_family", ["model.family=dream", "model.block_length=4"], "model.block_length", "leave"),
     ("one_data_source", ["data.train=rows.jsonl"], "data.task", "exactly one"),
     (
         "one_data_source",

@@ -1,0 +1,57 @@
+"""An autoregressive checkpoint opened as a diffusion model: a mask token, and a row of the embedding for it.
+
+Source: the conversions of dllm (A2D) and Efficient-DLM, arXiv:2512.14067 (specs: models 10): the weights stay
+as they are, the attention is no longer causal, and logits are not shifted. The mask's row starts as the mean
+of the tokens' rows, which neither source states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rl4dlm.models.decoder_config import convert_config
+
+MASK_TOKEN = "<|mask|>"
+_MATRICES = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def add_mask_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer a mask token, after all its other tokens, unless it declares one."""
+    if tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+
+
+def converted(
+    data: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, block_length: int | None
+) -> dict[str, Any]:
+    """The config.json of an autoregressive model as that of a diffusion model with this tokenizer."""
+    return convert_config(data, mask_id=tokenizer.mask_token_id, block_length=block_length)
+
+
+def stored_shapes(shapes: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, tuple[int, ...]]:
+    """The shapes before conversion: matrices over the vocabulary have as many rows as they came with."""
+    return {name: (rows, *shape[1:]) if name in _MATRICES else shape for name, shape in shapes.items()}
+
+
+@torch.no_grad()
+def convert_tensors(
+    tensors: Iterable[tuple[str, Tensor]], *, rows: int, mask_id: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Matrices over the vocabulary grow to `rows`; the mask's row becomes the mean of those before it.
+
+    Args:
+        tensors: of the autoregressive model, by name.
+        rows: of the converted model.
+        mask_id: the mask's row.
+    """
+    for name, tensor in tensors:
+        if name in _MATRICES:
+            mean = tensor[:mask_id].float().mean(dim=0).to(tensor.dtype)
+            tensor = torch.cat((tensor, mean.expand(rows - tensor.shape[0], -1)))
+            tensor[mask_id] = mean
+        yield name, tensor
