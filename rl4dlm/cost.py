@@ -83,7 +83,7 @@ def _trainer_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dic
     canvas = recipe.rollout.max_completion_length
     length = prompt_tokens + canvas
     tokens = max(length, min(recipe.trainer.micro_batch_tokens, _update_rows(recipe) * length))
-    needs_reference = recipe.algorithm.beta > 0 and recipe.trainer.lora is None
+    needs_reference = recipe.algorithm.keeps_reference and recipe.trainer.lora is None
     logit_rows = min(tokens * canvas / length, 1024)
     return {
         "weights": _sharded(recipe, (trainable + frozen) * size, 3),
@@ -124,18 +124,18 @@ def _disk_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dict[s
 def _update_rows(recipe: Recipe) -> float:
     """Corrupted sequences per rank and optimizer step."""
     algorithm, rollout = recipe.algorithm, recipe.rollout
-    rows = rollout.prompts_per_update * rollout.num_generations * algorithm.num_nodes * algorithm.num_masks
+    rows = rollout.prompts_per_update * rollout.num_generations * algorithm.states_per_completion(rollout)
     return rows / recipe.cluster.num_trainers / recipe.trainer.num_minibatches
 
 
 def _forwards(recipe: Recipe) -> dict[str, float]:
     algorithm, rollout = recipe.algorithm, recipe.rollout
     completions = rollout.prompts_per_update * rollout.num_generations
-    states = completions * algorithm.num_nodes * algorithm.num_masks * algorithm.num_iterations
+    states = completions * algorithm.states_per_completion(rollout) * algorithm.num_iterations
     single = algorithm.num_iterations == 1 and recipe.trainer.num_minibatches == 1
     return {
         "rollout": float(completions * rollout.diffusion_steps),
         "old": 0.0 if single else float(states),
-        "reference": float(states) if algorithm.beta > 0 else 0.0,
+        "reference": float(states) if algorithm.keeps_reference else 0.0,
         "update (forward and backward)": float(states),
     }

@@ -4,7 +4,7 @@ named tasks."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +89,47 @@ def score_groups(rewards: RewardWorkers, groups: Sequence[RolloutGroup], update:
         ],
         {"global_step": update},
     )
+
+
+def score_steps(
+    rewards: RewardWorkers,
+    groups: Sequence[RolloutGroup],
+    decodes: Sequence[Sequence[np.ndarray]],
+    decode: Callable[[Sequence[int]], str],
+    update: int,
+) -> tuple[list[np.ndarray], Scores | None]:
+    """Score partial decodes of every rollout; the same text of one prompt is scored once.
+
+    Args:
+        decodes: per rollout in the canonical order, token ids of each text.
+        decode: token ids -> text.
+
+    Returns:
+        Per rollout float32 `[texts]`, NaN where the reward failed; and the scores of the distinct texts, None
+        without any.
+    """
+    prompts = [group.prompt for group in groups for _ in group.rollouts]
+    place: dict[tuple[int, str], int] = {}
+    asked: list[tuple[Prompt, str]] = []
+    index: list[list[int]] = []
+    for prompt, texts in zip(prompts, decodes, strict=True):
+        row = []
+        for text in (decode(ids.tolist()) for ids in texts):
+            if (prompt.uid, text) not in place:
+                place[prompt.uid, text] = len(asked)
+                asked.append((prompt, text))
+            row.append(place[prompt.uid, text])
+        index.append(row)
+    if not asked:
+        return [np.zeros(0, dtype=np.float32) for _ in index], None
+    scores = rewards.score(
+        [prompt.prompt for prompt, _ in asked],
+        [text for _, text in asked],
+        [dict(prompt.columns) for prompt, _ in asked],
+        None,
+        {"global_step": update},
+    )
+    return [scores.reward[row].astype(np.float32) for row in index], scores
 
 
 def is_correct(scores: Scores, config: RewardConfig) -> np.ndarray:

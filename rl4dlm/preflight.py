@@ -3,7 +3,7 @@ launched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,6 +38,10 @@ class Preflight:
     notes: tuple[str, ...]
     make_model: Callable[[], LoadedModel]
     """The model from scratch; only for `model.init`."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids as text, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def preflight(recipe: Recipe) -> Preflight:

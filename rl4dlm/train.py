@@ -19,7 +19,7 @@ from rl4dlm.data import demonstrations, open_task
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import RewardError, UpdateError
-from rl4dlm.evaluate import evaluate, group_rollouts, is_correct, make_requests, score_groups
+from rl4dlm.evaluate import evaluate, group_rollouts, is_correct, make_requests, score_groups, score_steps
 from rl4dlm.models import encode, save
 from rl4dlm.preflight import Preflight, preflight
 from rl4dlm.recipe import Recipe
@@ -143,7 +143,7 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
         if recipe.warm_start is not None:
             model_path = _warm_start(recipe, folder, policy, voice, checks, model_path)
         rollouts = RolloutPool(recipe, model_path, placement.rollouts, voice.say)
-        trainer = make_trainer(recipe.algorithm)
+        trainer = make_trainer(recipe, checks.spec)
         run = Run(recipe, folder, checks, voice, placement, trainer, model_path, policy, rollouts, rewards)
         voice.say("loading the model on all workers")
         policy.load(model_path)
@@ -241,9 +241,13 @@ def _one_update(run: Run, update: int) -> None:
         groups = _sample(run, update)
     with clock("reward"):
         scores = score_groups(run.rewards, groups, update)
+        step_rewards, step_metrics = _score_steps(run, groups, update)
     _refuse_failing_rewards(run, scores, update)
     seed = derive_seed(recipe.run.seed, "update", update)
-    batch, metrics = run.trainer.prepare(groups, scores, policy_version=run.update, seed=seed)
+    batch, metrics = run.trainer.prepare(
+        groups, scores, policy_version=run.update, seed=seed, step_rewards=step_rewards
+    )
+    metrics |= step_metrics
     with clock("replay"):
         metrics["replay/logprob_abs_diff"] = _replay_gap(run, groups)
     with clock("update"):
@@ -271,6 +275,21 @@ def _sample(run: Run, update: int) -> list[RolloutGroup]:
     requests = make_requests(prompts, rollout.num_generations, run.recipe.run.seed, "rollout", update)
     drawn = run.rollouts.generate(requests, SamplerSpec.from_config(rollout), run.update)
     return group_rollouts(prompts, drawn)
+
+
+def _score_steps(
+    run: Run, groups: list[RolloutGroup], update: int
+) -> tuple[list[np.ndarray] | None, dict[str, float]]:
+    """Rewards of partial decodes, for methods that want them."""
+    if not run.trainer.scores_steps:
+        return None, {}
+    decodes = run.trainer.partial_decodes(groups)
+    rewards, scores = score_steps(run.rewards, groups, decodes, run.checks.decode, update)
+    if scores is None:
+        return rewards, {}
+    _refuse_failing_rewards(run, scores, update)
+    texts = sum(len(row) for row in decodes)
+    return rewards, {"reward/step_texts": float(texts), "reward/step_texts_scored": float(len(scores.reward))}
 
 
 def _sync(run: Run) -> dict[str, float]:

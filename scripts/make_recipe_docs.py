@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.aliases import ALIASES
+from rl4dlm.recipe.sections import Config
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
 MARKER = "<!-- Below this line: scripts/make_recipe_docs.py. Edit docstrings in rl4dlm/recipe instead. -->"
@@ -55,14 +56,20 @@ def generated() -> Iterator[str]:
     """Lines of the generated part."""
     yield "## Sections\n"
     for name, field in Recipe.model_fields.items():
-        (section,) = _sections_in(field.annotation)
         presence = "required" if field.is_required() else "optional"
-        yield f"- [`{name}`](#{name}): {presence}. {_summary(section)}"
+        for heading, section in _choices(name, field):
+            yield f"- [`{heading}`](#{_anchor(heading)}): {presence}. {_summary(section)}"
     yield ""
     for name, field in Recipe.model_fields.items():
-        (section,) = _sections_in(field.annotation)
-        yield from _section(name, section)
+        for heading, section in _choices(name, field):
+            yield from _section(heading, section)
     yield from _aliases()
+
+
+def _choices(name: str, field: FieldInfo) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The classes that may stand under a top-level key, with their headings."""
+    for section in _sections_in(field.annotation):
+        yield _inner_path("", name, field, section).removeprefix("."), section
 
 
 def _section(path: str, section: type[BaseModel]) -> Iterator[str]:
@@ -72,13 +79,18 @@ def _section(path: str, section: type[BaseModel]) -> Iterator[str]:
     yield "| key | type | default | meaning |"
     yield "| --- | --- | --- | --- |"
     meanings = _docstrings(section)
-    for name, field in section.model_fields.items():
+    for name, field in _type_first(section):
         cells = (f"`{name}`", _type(path, name, field), _default(field), meanings.get(name, ""))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
     for name, field in section.model_fields.items():
         for inner in _sections_in(field.annotation):
             yield from _section(_inner_path(path, name, field, inner), inner)
+
+
+def _type_first(section: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
+    """A section's keys, what chooses it before all others."""
+    return sorted(section.model_fields.items(), key=lambda item: item[0] not in ("type", "name"))
 
 
 def _inner_path(path: str, name: str, field: FieldInfo, inner: type[BaseModel]) -> str:
@@ -91,13 +103,14 @@ def _inner_path(path: str, name: str, field: FieldInfo, inner: type[BaseModel]) 
 
 def _docstrings(section: type[BaseModel]) -> dict[str, str]:
     """The string under each attribute of a class, on one line, by attribute."""
-    tree = ast.parse(inspect.getsource(section)).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    found = {}
-    for node, after in zip(tree.body, tree.body[1:], strict=False):
-        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and is_text:
-            found[node.target.id] = " ".join(str(after.value.value).split())
+    found: dict[str, str] = {}
+    for base in reversed([base for base in section.__mro__ if issubclass(base, Config)]):
+        tree = ast.parse(inspect.getsource(base)).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for node, after in zip(tree.body, tree.body[1:], strict=False):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and is_text:
+                found[node.target.id] = " ".join(str(after.value.value).split())
     return found
 
 

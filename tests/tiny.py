@@ -8,16 +8,19 @@ on where they stand. Float64, so that exact identities can be checked to 1e-9.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rl4dlm.diffusion.blocks import sequence_layout
 from rl4dlm.types import (
     EOS_FILLER,
     SAMPLED,
     STOP_EOS,
     STOP_LENGTH,
+    AttentionLayout,
     Denoiser,
     DenoiserSpec,
     Prompt,
@@ -37,6 +40,7 @@ class TinyModel(torch.nn.Module):
         num_tokens: ordinary tokens V; the mask's id is V.
         max_length: longest sequence without padding.
         context: how strongly logits depend on the other tokens; 0 = not at all.
+        block_length: of a block-causal model; None: every token sees every other.
         seed: of the random weights.
     """
 
@@ -47,6 +51,7 @@ class TinyModel(torch.nn.Module):
         *,
         hidden: int = 12,
         context: float = 1.0,
+        block_length: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -55,19 +60,23 @@ class TinyModel(torch.nn.Module):
         def normal(*shape: int) -> torch.nn.Parameter:
             return torch.nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64))
 
-        self.num_tokens, self.context = num_tokens, context
+        self.num_tokens, self.context, self.block_length = num_tokens, context, block_length
         self.features = normal(max_length, num_tokens + 1, hidden)
         self.readout = normal(max_length, num_tokens, hidden)
         self.bias = normal(max_length, num_tokens)
 
-    def all_logits(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def all_logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None, layout: AttentionLayout | None = None
+    ) -> Tensor:
         """float64 `[rows, length, V + 1]`; padding is invisible and takes no position."""
-        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
-        position = (real.long().cumsum(1) - 1).clamp(min=0)
-        state = (self.features[position, input_ids] * real[..., None]).sum(1).tanh()  # [rows, hidden]
-        logits = (
-            self.bias[position] + self.context * (self.readout[position] @ state[:, None, :, None])[..., 0]
-        )
+        if layout is None:
+            real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
+            layout = sequence_layout(real, self.block_length)
+        position = layout.position
+        state = (
+            layout.visible().to(self.features) @ self.features[position, input_ids]
+        ).tanh()  # [.., hidden]
+        logits = self.bias[position] + self.context * (self.readout[position] @ state[..., None])[..., 0]
         return torch.cat([logits, logits.new_full((*logits.shape[:2], 1), -torch.inf)], dim=-1)
 
     def forward(
@@ -77,17 +86,19 @@ class TinyModel(torch.nn.Module):
         select: Tensor | None = None,
         labels: Tensor | None = None,
         temperature: float = 1.0,
+        layout: AttentionLayout | None = None,
     ) -> Tensor:
         """See `rl4dlm.types.Denoiser`; float64 instead of float32."""
         select = torch.ones_like(input_ids, dtype=torch.bool) if select is None else select
-        logits = self.all_logits(input_ids, attention_mask)[select]
+        logits = self.all_logits(input_ids, attention_mask, layout)[select]
         if labels is None:
             return logits
         return (logits / temperature).log_softmax(-1).gather(1, labels[select][:, None])[:, 0]
 
 
-def tiny_denoiser(num_tokens: int = 4, **model: float) -> Denoiser:
+def tiny_denoiser(num_tokens: int = 4, **model: Any) -> Denoiser:
     """A `TinyModel` with its facts; keyword arguments go to the model."""
+    block_length = model.get("block_length")
     spec = DenoiserSpec(
         mask_id=num_tokens,
         pad_id=num_tokens - 1,
@@ -95,6 +106,8 @@ def tiny_denoiser(num_tokens: int = 4, **model: float) -> Denoiser:
         stop_ids=(num_tokens - 1,),
         vocab_size=num_tokens + 1,
         forbidden_ids=(num_tokens,),
+        attention="full" if block_length is None else "block_causal",
+        block_length=block_length,
     )
     return Denoiser(TinyModel(num_tokens, **model), spec)
 

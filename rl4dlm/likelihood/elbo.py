@@ -26,8 +26,8 @@ from rl4dlm.diffusion.masking import (
     stratified_counts,
 )
 from rl4dlm.diffusion.quadrature import gauss_legendre
-from rl4dlm.likelihood.packing import pack_rows
-from rl4dlm.likelihood.token import masked_logp
+from rl4dlm.diffusion.seeds import derive_seed
+from rl4dlm.likelihood.states import States, rectangle, state_logp
 from rl4dlm.types import Denoiser
 
 
@@ -41,12 +41,17 @@ class CorruptionPlan:
     is_masked: Tensor
     """bool `[rows, states, completion]`."""
     weight: Tensor
-    """float64 `[rows, states]`."""
+    """float64 `[rows, states]`, or `[rows, states, completion]` where blocks have weights of their own."""
 
     def take(self, states: Sequence[int]) -> CorruptionPlan:
         """The plan with only these states; partial estimates over disjoint states add up to the whole."""
         index = list(states)
         return CorruptionPlan(self.is_masked[:, index], self.weight[:, index])
+
+    def states(self) -> States:
+        """As states of the same rows: every masked position is a target."""
+        weight = self.weight if self.weight.ndim == 3 else self.weight[..., None]
+        return rectangle(self.is_masked, weight)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,11 @@ _ESTIMATORS: dict[str, Callable[[Tensor, Tensor, int, ElboSettings], CorruptionP
 
 
 def plan_corruptions(
-    seed: np.ndarray, loss_mask: np.ndarray, inner: int, settings: ElboSettings
+    seed: np.ndarray,
+    loss_mask: np.ndarray,
+    inner: int,
+    settings: ElboSettings,
+    block: Tensor | None = None,
 ) -> CorruptionPlan:
     """The states of each row for one pass over a batch.
 
@@ -129,6 +138,9 @@ def plan_corruptions(
             visible.
         inner: index of the pass; each has corruptions of its own.
         settings: the estimator.
+        block: int64 `[rows, completion]`: the ELBO of a block-causal model is the sum over blocks of the ELBO
+            of each given the clean blocks before it (specs/rl-algorithms 1.3), so each block gets counts,
+            masks and weights of its own, and a state masks something in all of them; None: one block.
 
     Returns:
         The plan, on the CPU. A row without positions has empty masks.
@@ -141,7 +153,16 @@ def plan_corruptions(
             f"estimator {settings.estimator!r} does not exist. Fix: one of {', '.join(_ESTIMATORS)}."
         )
     plan = _ESTIMATORS[settings.estimator]
-    return plan(torch.tensor(seed), torch.tensor(loss_mask), inner, settings)
+    if block is None or not block.any():
+        return plan(torch.tensor(seed), torch.tensor(loss_mask), inner, settings)
+    num_blocks = int(block.max()) + 1
+    inside = torch.arange(num_blocks)[:, None] == block[:, None]  # [rows, blocks, completion]
+    positions = inside & torch.tensor(loss_mask)[:, None]
+    seeds = [[derive_seed(int(root), "block", number) for number in range(num_blocks)] for root in seed]
+    parts = plan(torch.tensor(seeds).flatten(), positions.flatten(0, 1), inner, settings)
+    is_masked = parts.is_masked.unflatten(0, inside.shape[:2])  # [rows, blocks, states, completion]
+    weight = parts.weight.expand(len(parts.is_masked), -1).unflatten(0, inside.shape[:2])
+    return CorruptionPlan(is_masked.any(1), (weight[..., None] * is_masked).sum(1))
 
 
 def elbo(
@@ -158,6 +179,6 @@ def elbo(
     Returns:
         `[rows]`, nats, in the denoiser's precision: the sum over the plan's states of weight times l(S).
     """
-    rows = pack_rows(prompt_ids, completion_ids, pad_id=denoiser.spec.pad_id, device=denoiser.device)
-    joint = masked_logp(denoiser, rows, plan.is_masked).sum(-1)  # [rows, states]
-    return (plan.weight.to(joint) * joint).sum(-1)
+    states = plan.states()
+    logp = state_logp(denoiser, prompt_ids, completion_ids, states)  # [rows * states, completion]
+    return (states.weight.to(logp) * logp).sum(-1).view(len(completion_ids), -1).sum(-1)

@@ -1,12 +1,25 @@
-"""The states of a recorded trajectory: what a trainer evaluates to score every token given what the sampler
-saw.
+"""The states of a recorded trajectory: what is evaluated to score every token given what the sampler saw.
 
-Sources: TraceRL, arXiv:2509.06949 (shrinkage, rounds over blocks); specs/rl-algorithms 4.2, 4.3.
+    log pi(tau) = sum over steps t, positions j in tau(t) of log p(y_j | q, tau(1 .. t - 1))
+
+Shrinkage merges every `s` consecutive steps: fewer states, and tokens of a merged step see a coarser context.
+Sources: TraceRL, arXiv:2509.06949 (shrinkage, rounds over blocks); d2, arXiv:2509.21474 (StepMerge, the same
+with N = T / s segments); JustGRPO, arXiv:2601.15165 (left-to-right order).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+import torch
+
+from rl4dlm.likelihood.states import States
+from rl4dlm.types import FORCED, SAMPLED, Rollout
+
+VISIBLE = -1
+"""Step id of positions that every state shows: they were given, not filled."""
 
 
 def shrink_steps(step_map: np.ndarray, drawn: np.ndarray, block: np.ndarray, shrink: int) -> np.ndarray:
@@ -56,3 +69,70 @@ def rounds(step: np.ndarray, trainable: np.ndarray, block: np.ndarray) -> list[t
         states.append((step >= first[block], target))
         left = left & ~target
     return states
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """What is known of some rows' trajectories; arrays are `[rows, completion]`."""
+
+    step_map: np.ndarray
+    """int: the step that committed each position; `VISIBLE` where it was given, after the last step where it
+    was never filled by the policy."""
+    drawn: np.ndarray
+    """bool: filled by the policy; these positions define the steps that shrinkage merges."""
+    trainable: np.ndarray
+    """bool: to be scored; a subset of `drawn`."""
+    block: np.ndarray
+    """int: block of each position; all 0 for full attention."""
+
+    def row_steps(self, row: int, shrink: int) -> np.ndarray:
+        """The shrunk step ids of a row, int64 `[completion]`."""
+        return shrink_steps(self.step_map[row], self.drawn[row], self.block[row], shrink)
+
+
+def trajectory_states(trajectories: Trajectories, shrink: int) -> States:
+    """The states of several trajectories, each trainable position a target exactly once, weight 1."""
+    row, number, hidden, target = [], [], [], []
+    for index in range(len(trajectories.step_map)):
+        steps = trajectories.row_steps(index, shrink)
+        made = rounds(steps, trajectories.trainable[index], trajectories.block[index])
+        for state, (is_hidden, is_target) in enumerate(made):
+            row.append(index)
+            number.append(state)
+            hidden.append(is_hidden)
+            target.append(is_target)
+    shape = (-1, trajectories.step_map.shape[1])
+    targets = torch.from_numpy(np.array(target, dtype=bool).reshape(shape))
+    return States(
+        row=torch.tensor(row, dtype=torch.int64),
+        number=torch.tensor(number, dtype=torch.int64),
+        is_masked=torch.from_numpy(np.array(hidden, dtype=bool).reshape(shape)),
+        target=targets,
+        weight=targets.double(),
+    )
+
+
+def count_states(trajectories: Trajectories, shrink: int) -> np.ndarray:
+    """States per row, int64 `[rows]`: the most shrunk steps with a target that any of its blocks has."""
+    counts: np.ndarray = np.zeros(len(trajectories.step_map), dtype=np.int64)
+    for index in range(len(counts)):
+        steps, block = trajectories.row_steps(index, shrink), trajectories.block[index]
+        wanted = trajectories.trainable[index]
+        pairs = np.unique(np.stack([block[wanted], steps[wanted]]), axis=1)
+        counts[index] = np.bincount(pairs[0]).max() if pairs.shape[1] else 0
+    return counts
+
+
+def trajectory_arrays(rollouts: Sequence[Rollout]) -> dict[str, np.ndarray]:
+    """Recorded trajectories as arrays `[rollouts, completion]`.
+
+    Returns:
+        `step_map` int32, `VISIBLE` where a position was given; `drawn` bool, the positions whose tokens the
+        policy drew; `rollout_logp` float32, nats, as the sampler recorded it.
+    """
+    kind = np.stack([rollout.trace.kind for rollout in rollouts])
+    return {
+        "step_map": np.stack([rollout.trace.step_map for rollout in rollouts]),
+        "drawn": (kind == SAMPLED) | (kind == FORCED),
+        "rollout_logp": np.stack([rollout.trace.rollout_logp for rollout in rollouts]).astype(np.float32),
+    }

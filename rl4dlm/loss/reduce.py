@@ -29,6 +29,43 @@ def mean_over_rows(values: Tensor, num_rows: float) -> Tensor:
     return values.sum() / num_rows
 
 
+def token_weights(
+    aggregation: str,
+    live: Tensor,
+    *,
+    num_rows: int,
+    num_tokens: float,
+    row_tokens: Tensor,
+) -> Tensor:
+    """The weight of each token in a loss that is a sum over tokens: `[batch, completion]` to a scalar.
+
+    Source: specs/rl-algorithms 1.9 (aggregation), with denominators counted over the whole optimizer step.
+
+    Args:
+        aggregation: `token_mean`: every token alike (DAPO). `seq_mean`: the mean over completions of each
+            one's mean over its tokens. `canvas`: the sum over tokens divided by completions times canvas
+            length (JustGRPO, Dr. GRPO).
+        live: bool `[rows, completion]`, tokens that have a weight here.
+        num_rows: completions of the step.
+        num_tokens: tokens of the step.
+        row_tokens: `[rows]`, float: tokens of each completion, at least 1.
+
+    Returns:
+        `[rows, completion]` in the dtype of `row_tokens`; 0 where not `live`.
+
+    Raises:
+        ValueError: there is no such aggregation.
+    """
+    weights = live.to(row_tokens)
+    if aggregation == "token_mean":
+        return weights / num_tokens
+    if aggregation == "seq_mean":
+        return weights / (num_rows * row_tokens[:, None])
+    if aggregation == "canvas":
+        return weights / (num_rows * live.shape[1])
+    raise ValueError(f"aggregation {aggregation!r} does not exist. Fix: one of token_mean, seq_mean, canvas.")
+
+
 def merge_metrics(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Combine metrics of micro-batches or ranks: names ending in `/max`, `/min` by extremes, others by sum.
 

@@ -2,14 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rl4dlm.recipe.sections import Config
+from rl4dlm.recipe.sections import Config, RolloutConfig
 
 
-class GDPOConfig(Config):
+class Method(Config):
+    """What every method has."""
+
+    num_iterations: int = Field(1, ge=1)
+    """mu: passes over a batch of rollouts, each with masks of its own."""
+
+    completion_scope: Literal["canvas", "until_eos"] = "until_eos"
+    """Positions that count as the action: up to and including the first stop id, or the whole canvas without
+    the filler after an early stop."""
+
+    scale_rewards: Literal["none", "group", "group_population", "batch"] = "none"
+    """`none`: advantage = reward - baseline. `group`: also divided by the group's sample standard deviation
+    (`group_population`: by the population's), `batch`: by that of all rewards of the update."""
+
+    baseline: Literal["mean", "loo"] = "mean"
+    """What a reward is compared with: the group's mean, or the mean of the group's others (leave one out),
+    which makes advantages G/(G-1) times as large."""
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """Model inputs that an update evaluates per completion and pass, for cost estimates."""
+        return 1.0
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a frozen reference policy is needed."""
+        return False
+
+
+class Clipped(Method):
+    """Methods with clipped ratios."""
+
+    epsilon: float = Field(0.2, gt=0)
+    """Clip below: ratios under 1 - epsilon earn no further gain."""
+
+    epsilon_high: float | None = Field(None, gt=0)
+    """Clip above, 1 + epsilon_high; None: `epsilon`."""
+
+    log_ratio_clamp: float = Field(10.0, gt=0)
+    """Log-ratios are clamped to +- this before exp, nats."""
+
+
+class Referenced(Method):
+    """Methods that can be held near a reference policy."""
+
+    beta: float = Field(0.0, ge=0)
+    """Weight of the KL to the reference policy (the weights that training starts from); 0: none is kept."""
+
+    kl_estimator: Literal["k2", "k3"] = "k2"
+    """k2 = d^2/2 (its gradient is that of the KL), k3 = exp(-d) + d - 1, on differences of
+    log-probabilities."""
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a frozen reference policy is needed."""
+        return self.beta > 0
+
+
+class TokenLevel(Clipped):
+    """Methods with one ratio per token."""
+
+    aggregation: Literal["token_mean", "seq_mean", "canvas"] = "token_mean"
+    """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
+    completions of each one's mean. `canvas`: the sum divided by completions times canvas length."""
+
+    importance_correction: Literal["none", "truncated"] = "none"
+    """`truncated`: weigh each token by min(p_trainer / p_sampler, importance_cap), where p_trainer replays
+    the recorded trajectory under the weights that the update begins with and p_sampler is what the sampler
+    recorded: corrects for rollouts of older weights or of approximate caches."""
+
+    importance_cap: float = Field(2.0, ge=1)
+    """Largest importance weight."""
+
+
+class GDPOConfig(Clipped, Referenced):
     """Group Diffusion Policy Optimization (GDPO, arXiv:2510.08554): sequence-level ratios of ELBO
     estimates."""
 
@@ -30,35 +103,41 @@ class GDPOConfig(Config):
     with weight L/count, `floor_release` floor(tL) with weight 1/t (the released code; biased), `bernoulli`
     each position independently with weight 1/t. Not used by `stratified`."""
 
-    num_iterations: int = Field(1, ge=1)
-    """mu: passes over a batch of rollouts, each with masks of its own."""
-
     epsilon: float = Field(0.5, gt=0)
     """Clip below: ratios under 1 - epsilon earn no further gain."""
-
-    epsilon_high: float | None = Field(None, gt=0)
-    """Clip above, 1 + epsilon_high; None: `epsilon`."""
 
     ratio_level: Literal["sequence_norm", "sequence"] = "sequence_norm"
     """`sequence_norm`: exp of the ELBO difference per token (released code). `sequence`: exp of the
     difference (paper), which leaves the clip range almost at once at hundreds of tokens."""
 
-    log_ratio_clamp: float = Field(10.0, gt=0)
-    """Log-ratios are clamped to +- this before exp, nats."""
-
-    scale_rewards: Literal["none", "group"] = "none"
-    """`none`: advantage = reward - group mean (paper and code). `group`: also divided by the group's std."""
-
-    beta: float = Field(0.0, ge=0)
-    """Weight of the KL to the reference policy; 0: none is kept."""
-
-    kl_estimator: Literal["k2", "k3"] = "k2"
-    """On the ELBO difference per token: k2 = d^2/2 (default), k3 = exp(-d) + d - 1."""
-
     completion_scope: Literal["canvas", "until_eos"] = "canvas"
     """Positions that count as the action: the whole canvas without the filler after an early stop (released
     code), or up to and including the first stop id."""
 
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """N * K."""
+        return float(self.num_nodes * self.num_masks)
 
-AlgorithmConfig = GDPOConfig
+
+class DiffuGRPOConfig(TokenLevel, Referenced):
+    """diffu-GRPO (d1, arXiv:2504.12216): one-step mean-field log-probabilities with a randomly masked
+    prompt."""
+
+    type: Literal["diffu_grpo"] = "diffu_grpo"
+
+    epsilon: float = Field(0.5, gt=0)
+    """Clip below: ratios under 1 - epsilon earn no further gain."""
+
+    beta: float = Field(0.04, ge=0)
+    """Weight of the KL to the reference policy (the weights that training starts from); 0: none is kept."""
+
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """k2 = d^2/2 (its gradient is that of the KL), k3 = exp(-d) + d - 1, on differences of
+    log-probabilities."""
+
+    p_mask_prompt: float = Field(0.15, ge=0, lt=1)
+    """Probability that a prompt token is hidden; 0: prompts are never masked."""
+
+
+AlgorithmConfig = Annotated[GDPOConfig | DiffuGRPOConfig, Field(discriminator="type")]
 """The union of all methods, discriminated by `type`."""

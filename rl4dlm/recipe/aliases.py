@@ -51,7 +51,7 @@ ALIASES: dict[str, tuple[str, str]] = {
     "block_length": ("d1", "rollout.block_length"),
     "remasking": ("d1", "rollout.remasking"),
     "cfg_scale": ("d1", NO_KEY + "classifier-free guidance is 0 in training and not offered"),
-    "p_mask_prompt": ("d1", NO_KEY + "GDPO never masks the prompt"),
+    "p_mask_prompt": ("d1", "algorithm.p_mask_prompt"),
     # verl
     "train_files": ("verl", "data.train"),
     "val_files": ("verl", "data.eval"),

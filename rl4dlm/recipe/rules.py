@@ -59,6 +59,7 @@ def one_model_source(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def blocks_fit_the_family(recipe: Recipe) -> Iterator[Finding]:
     model = recipe.model
@@ -274,10 +275,11 @@ def a_worker_uses_one_gpu(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def clip_range_is_a_range(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.algorithm.epsilon >= 1:
+    epsilon = getattr(recipe.algorithm, "epsilon", 0.0)
+    if epsilon >= 1:
         yield (
             "algorithm.epsilon",
-            f"algorithm.epsilon = {recipe.algorithm.epsilon}: the lower clip 1 - epsilon must stay above 0",
+            f"algorithm.epsilon = {epsilon}: the lower clip 1 - epsilon must stay above 0",
             "use a value below 1 (GDPO: 0.5); epsilon_high may be larger",
         )
 

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+
+from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.algorithms import AlgorithmConfig
-from rl4dlm.trainers.base import Trainer
+from rl4dlm.trainers.base import Setting, Trainer
+from rl4dlm.types import DenoiserSpec
+
+METHODS: dict[str, str] = {
+    "diffu_grpo": "diffu_grpo:DiffuGRPO",
+    "gdpo": "gdpo:GDPO",
+}
+"""Where each method of `algorithm.type` lives: module in this package, and class."""
 
 
-def make_trainer(config: AlgorithmConfig) -> Trainer:
-    """The trainer of a recipe's algorithm."""
-    from rl4dlm.trainers.gdpo import GDPO
+def make_method(config: AlgorithmConfig, setting: Setting | None = None) -> Trainer:
+    """The trainer of some settings.
 
-    makers = {"gdpo": GDPO}
-    return makers[config.type](config)
+    Args:
+        config: from a recipe.
+        setting: what it must know of the run; None: temperature 1, full attention.
+    """
+    module, name = METHODS[config.type].split(":")
+    method: Callable[..., Trainer] = getattr(import_module(f"rl4dlm.trainers.{module}"), name)
+    return method(config, setting)
+
+
+def make_trainer(recipe: Recipe, spec: DenoiserSpec) -> Trainer:
+    """The trainer of a recipe for a model of these facts."""
+    setting = Setting(temperature=recipe.rollout.temperature, spec=spec, seed=recipe.run.seed)
+    return make_method(recipe.algorithm, setting)

@@ -11,11 +11,30 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from rl4dlm.types import Denoiser, RolloutGroup, Scores, TrainBatch
+from rl4dlm.types import Denoiser, DenoiserSpec, RolloutGroup, Scores, TrainBatch
 
 Metrics = dict[str, float]
 """Scalars by name. Values are already divided by global counts, so adding them over micro-batches and ranks
 gives the value; names that end in `/max` or `/min` are combined by maximum or minimum."""
+
+PLAIN_SPEC = DenoiserSpec(
+    mask_id=0, pad_id=0, eos_id=0, stop_ids=(0,), vocab_size=0, forbidden_ids=(), attention="full"
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method must know of the run besides its own settings.
+
+    Example: `Setting(temperature=0.8, spec=denoiser.spec)`.
+    """
+
+    temperature: float = 1.0
+    """Of the rollouts; trajectory likelihoods are taken under it. Greedy rollouts are scored at 1."""
+    spec: DenoiserSpec = PLAIN_SPEC
+    """Of the model: attention and block length decide how states become inputs."""
+    seed: int = 0
+    """Of the run."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +42,39 @@ class MicroBatch:
     """The work of one forward and backward pass on one rank: some rows of a batch, and which of their states.
 
     `states` selects among the states that the method derives from each row (for an ELBO: its N * K
-    corruptions). When the states of a row do not fit in one pass they are split over several micro-batches of
-    the same rows.
+    corruptions); a row that has fewer simply lacks the higher ones. When the states of a row do not fit in
+    one pass they are split over several micro-batches of that row.
     """
 
     rows: tuple[int, ...]
     states: tuple[int, ...]
     whole: bool
     """Every state of these rows is here, so the loss can be formed directly from this pass alone."""
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """How much one optimizer step holds over all ranks: the denominators of means."""
+
+    num_rows: int
+    num_tokens: float
+    """Positions that the loss sums over."""
+    num_states: int
+    """States of all rows."""
+    num_counted: float
+    """Rows that are run, averaged over the steps of a pass (exact with one minibatch)."""
+    num_counted_tokens: float
+    """Positions of those rows, likewise."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How importance weights against the sampler come about (`loss/importance.py`)."""
+
+    trainer: Trainer
+    """Its estimate is each token's log-probability under the recorded trajectory, `[rows, completion]`."""
+    cap: float
+    """Largest weight."""
 
 
 class Trainer(Protocol):
@@ -40,13 +84,36 @@ class Trainer(Protocol):
     """mu: passes over a batch of rollouts."""
     needs_reference: bool
     """A frozen reference policy must be kept."""
+    needs_old: bool
+    """The loss compares with the weights that the update began with."""
+    scores_steps: bool
+    """Partial decodes of every rollout must be scored too (see `partial_decodes`)."""
+
+    @property
+    def replay(self) -> Replay | None:
+        """Where the loss wants importance weights: what they are computed with; else None."""
+        ...
+
+    def partial_decodes(self, groups: Sequence[RolloutGroup]) -> list[list[np.ndarray]]:
+        """Per rollout, in the order of the flattened groups, token ids of the texts whose rewards the method
+        wants besides the final one; only where `scores_steps`."""
+        ...
 
     def prepare(
-        self, groups: Sequence[RolloutGroup], scores: Scores, *, policy_version: int, seed: int
+        self,
+        groups: Sequence[RolloutGroup],
+        scores: Scores,
+        *,
+        policy_version: int,
+        seed: int,
+        step_rewards: Sequence[np.ndarray] | None = None,
     ) -> tuple[TrainBatch | None, Metrics]:
         """Rewards -> advantages on the global batch -> what an update needs. On the driver; no model.
 
         Rows whose reward failed are left out. Returns None for the batch when nothing is left to learn from.
+
+        Args:
+            step_rewards: per rollout the rewards of its `partial_decodes`; NaN where the reward failed.
         """
         ...
 
@@ -55,17 +122,26 @@ class Trainer(Protocol):
         number."""
         ...
 
-    def micro_batches(self, batch: TrainBatch, rows: Sequence[int], token_budget: int) -> list[MicroBatch]:
+    def micro_batches(
+        self, batch: TrainBatch, rows: Sequence[int], token_budget: int, inner: int = 0
+    ) -> list[MicroBatch]:
         """Split a rank's rows into passes of at most `token_budget` padded tokens (one state at the
         least)."""
+        ...
+
+    def step_size(self, batch: TrainBatch, rows: Sequence[int] | np.ndarray) -> StepSize:
+        """The denominators of an optimizer step on `rows` (of all ranks)."""
+        ...
+
+    def needs_current(self, micro: MicroBatch) -> bool:
+        """Whether `loss` wants the whole current estimate of these rows, without gradient."""
         ...
 
     def estimate(self, denoiser: Denoiser, batch: TrainBatch, micro: MicroBatch, inner: int) -> Tensor:
         """The method's likelihood of these rows under `denoiser`, summed over the micro-batch's states.
 
         Called without gradients for old, reference and (when rows are split) current values.
-        Returns float32 `[rows]` or `[rows, completion]`, nats; adding the micro-batches of a row completes
-        it.
+        Returns float32 `[rows, ...]`, nats; adding the micro-batches of a row completes it.
         """
         ...
 
@@ -79,18 +155,16 @@ class Trainer(Protocol):
         old: Tensor | None,
         ref: Tensor | None,
         current: Tensor | None,
-        num_rows: int,
+        step: StepSize,
     ) -> tuple[Tensor, Metrics]:
         """This micro-batch's share of the loss of one optimizer step, with gradient.
 
         Args:
             old: cached estimate of these rows under the behaviour weights; None when the current weights are
-                the
-                behaviour weights (first and only step): the ratio is then 1 by construction.
+                the behaviour weights (first and only step): the ratio is then 1 by construction.
             ref: cached estimate under the reference weights; None without a KL term.
-            current: estimate under the current weights without gradient, given when `micro.whole` is False;
-                the
+            current: estimate under the current weights without gradient, given where `needs_current`; the
                 exact gradient then follows from the chain rule through it.
-            num_rows: rows of the whole optimizer step, over all ranks: the denominator.
+            step: denominators of the optimizer step, over all ranks.
         """
         ...

@@ -3,31 +3,32 @@
     loss = mean over rows of (s / L) sum over targets i of w_i (-log p(y_i | what the state shows))
 
 An objective is the choice of the state that a row shows, of its targets and of their weights (see
-`sft_states`); how a state becomes a model input follows from the attention (`input_of`). Prompts are never
-hidden and never trained. Mask rates are stratified over the rows of a step, which keeps each uniform and
-lowers the variance of the mean; masks come from row seeds and counts are global, so the loss depends neither
-on micro-batches nor on ranks.
+`sft_states`); how a state becomes a model input is that of every trainer (`likelihood/states`). Prompts are
+never hidden and never trained. Mask rates are stratified over the rows of a step, which keeps each uniform
+and lowers the variance of the mean; masks come from row seeds and counts are global, so the loss depends
+neither on micro-batches nor on ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rl4dlm.data.examples import Example
-from rl4dlm.diffusion.blocks import doubled_layout, prompt_tail, sequence_layout
+from rl4dlm.diffusion.blocks import prompt_tail, sequence_layout
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.likelihood.packing import PackedRows, pack_rows, split_by_tokens
+from rl4dlm.likelihood.packing import split_by_tokens
+from rl4dlm.likelihood.states import StateInputs, state_inputs
 from rl4dlm.loss.reduce import mean_over_rows
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, RandomMaskObjective
 from rl4dlm.recipe.sections import RolloutConfig
 from rl4dlm.trainers.base import Metrics
 from rl4dlm.trainers.sft_states import RowsAtHand, SFTStates, sft_states
-from rl4dlm.types import AttentionLayout, Denoiser, DenoiserSpec
+from rl4dlm.types import Denoiser, DenoiserSpec
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class SFTPlan:
     canvas: int
     """Tokens of the canvas that rollouts denoise."""
     block_length: int | None = None
-    """Of block-causal attention in this step; None: full attention."""
+    """Of block-causal attention in this step; None: full attention, or causal for the objective `ar`."""
     average: str = "row"
     """`row` or `token`."""
 
@@ -76,12 +77,9 @@ class SFTBatch:
 
     def tokens(self, row: int) -> int:
         """Tokens that the model reads for a row, padding excluded."""
-        prompt, completion, block = len(self.prompt_ids[row]), len(self.completion_ids[row]), self._doubled
+        prompt, completion = len(self.prompt_ids[row]), len(self.completion_ids[row])
+        block = self.plan.block_length
         return prompt + completion + (completion + prompt_tail(prompt, block) if block else 0)
-
-    @property
-    def _doubled(self) -> int | None:
-        return None if self.plan.objective.type == "ar" else self.plan.block_length
 
 
 def sft_batch(examples: Sequence[Example], plan: SFTPlan, spec: DenoiserSpec, seed: int) -> SFTBatch:
@@ -181,14 +179,14 @@ def row_nll(denoiser: Denoiser, batch: SFTBatch, rows: Sequence[int]) -> Tensor:
         `[rows]`, nats, in the denoiser's precision.
     """
     hand = _at_hand(batch, rows)
-    states = sft_states(batch.plan.objective, hand)
-    inputs = input_of(denoiser, batch, rows, hand, states)
+    shown = sft_states(batch.plan.objective, hand)
+    inputs = _inputs(denoiser, batch, rows, hand, shown)
     logp = denoiser.token_logp(
         inputs.input_ids, inputs.attention_mask, inputs.select, inputs.labels, layout=inputs.layout
     )
-    target = states.target.to(logp.device)
+    target = shown.target.to(logp.device)
     dense = logp.new_zeros(target.shape).masked_scatter(target, logp)  # [rows, completion]
-    return -(dense * states.weight.to(dense)).sum(-1) * states.scale.to(dense)
+    return -(dense * shown.weight.to(dense)).sum(-1) * shown.scale.to(dense)
 
 
 def sft_loss(denoiser: Denoiser, batch: SFTBatch, rows: Sequence[int]) -> tuple[Tensor, Metrics]:
@@ -229,65 +227,20 @@ def _at_hand(batch: SFTBatch, rows: Sequence[int]) -> RowsAtHand:
     )
 
 
-@dataclass(frozen=True)
-class SFTInputs:
-    """States as one model call reads them; every tensor `[rows, length]`."""
-
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    layout: AttentionLayout | None
-    select: Tensor
-    labels: Tensor
-
-
-def input_of(
-    denoiser: Denoiser, batch: SFTBatch, rows: Sequence[int], hand: RowsAtHand, states: SFTStates
-) -> SFTInputs:
-    """The model call that scores the targets of some states.
-
-    Full attention reads the masked canvas; block-causal attention reads `[clean, noisy copy]`, so that every
-    block sees the clean blocks before it, as in sampling (specs: models 8.4); next-token prediction reads the
-    clean row under causal attention.
-    """
-    packed = _packed(denoiser, batch, rows, hand)
-    device, completion = packed.input_ids.device, hand.real.shape[1]
-    hidden, target = states.hidden.to(device), states.target.to(device)
-    length = batch.plan.block_length
-    real, clean = packed.attention_mask, packed.input_ids
-    layout: AttentionLayout | None = None
-    copied = 0
-    if length is not None:
-        real = torch.ones_like(clean, dtype=torch.bool) if real is None else real
-        if batch.plan.objective.type == "ar":
-            layout = sequence_layout(real, length)
-        else:
-            copied = completion + int(hand.offset.max())
-            layout = doubled_layout(real, length, copied)
-    labels = torch.cat((clean, clean[:, clean.shape[1] - copied :]), dim=1)
-    return SFTInputs(
-        input_ids=labels.masked_fill(_at_the_end(hidden, labels.shape[1]), denoiser.spec.mask_id),
-        attention_mask=real if layout is None else None,
-        layout=layout,
-        select=_at_the_end(target, labels.shape[1]),
-        labels=labels,
-    )
-
-
-def _packed(denoiser: Denoiser, batch: SFTBatch, rows: Sequence[int], hand: RowsAtHand) -> PackedRows:
-    """Prompts padded on the left, completions on the right; padding is invisible."""
+def _inputs(
+    denoiser: Denoiser, batch: SFTBatch, rows: Sequence[int], hand: RowsAtHand, shown: SFTStates
+) -> StateInputs:
+    """The model call that scores the targets: as everywhere, under the blocks of this step; next-token
+    prediction reads the clean row under causal attention."""
     canvas: np.ndarray = np.full(hand.real.shape, denoiser.spec.pad_id, dtype=np.int32)
     canvas[hand.real.numpy()] = np.concatenate([batch.completion_ids[row] for row in rows])
+    length = batch.plan.block_length
+    attention = "full" if length is None else "block_causal"
+    spec = replace(denoiser.spec, attention=attention, block_length=length)
     prompts = [batch.prompt_ids[row] for row in rows]
-    packed = pack_rows(prompts, canvas, pad_id=denoiser.spec.pad_id, device=denoiser.device)
-    if bool(hand.real.all()):
-        return packed
-    real = packed.attention_mask
-    real = torch.ones_like(packed.input_ids, dtype=torch.bool) if real is None else real.clone()
-    real[:, packed.canvas_start :] = hand.real.to(real.device)
-    return PackedRows(packed.input_ids, real, packed.canvas_start)
-
-
-def _at_the_end(values: Tensor, length: int) -> Tensor:
-    """`[rows, completion]` as the last columns of `[rows, length]`, False before."""
-    padding = values.new_zeros(len(values), length - values.shape[1])
-    return torch.cat((padding, values), dim=1)
+    inputs = state_inputs(replace(denoiser, spec=spec), prompts, canvas, shown.states(), hand.real)
+    if batch.plan.objective.type != "ar":
+        return inputs
+    real = inputs.attention_mask
+    real = torch.ones_like(inputs.input_ids, dtype=torch.bool) if real is None else real
+    return replace(inputs, attention_mask=None, layout=sequence_layout(real, 1))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rl4dlm.diffusion.block_noise import block_noise, block_times, cart_weights, late_bias
 from rl4dlm.diffusion.masking import state_uniform
+from rl4dlm.likelihood.states import States
 from rl4dlm.likelihood.trajectory import rounds, shrink_steps
 from rl4dlm.recipe.objectives import (
     BlockObjective,
@@ -66,6 +67,11 @@ class SFTStates:
     """float64 `[rows, completion]`: of the targets within their row."""
     scale: Tensor
     """float64 `[rows]`: of the whole row."""
+
+    def states(self) -> States:
+        """As states of as many rows, one each."""
+        row = torch.arange(len(self.hidden))
+        return States(row, torch.zeros_like(row), self.hidden, self.target, self.weight)
 
 
 def sft_states(objective: ObjectiveConfig, rows: RowsAtHand) -> SFTStates:

@@ -50,7 +50,6 @@ class _PolicyWorker:
             torch.utils.deterministic.fill_uninitialized_memory = False
         self._recipe, self._rank, self._world_size = recipe, rank, recipe.cluster.num_trainers
         self._device = "cuda" if recipe.cluster.gpus_per_trainer else "cpu"
-        self._trainer = make_trainer(recipe.algorithm) if isinstance(recipe, Recipe) else None
         self._engine: Any = None
 
     def address(self) -> tuple[str, int]:
@@ -83,14 +82,16 @@ class _PolicyWorker:
         if trainer.lora is not None:
             module = add_lora(module, trainer.lora, self._loaded.family, seed=recipe.run.seed)
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        frozen = self._reference_copy(model_path) if not supervised else None
-        self._engine = ds.make_engine(module, trainer, weight_decay)
-        self._denoiser = denoiser(self._loaded, model=self._engine, device=self._device)
-        if supervised:
+        if not isinstance(recipe, Recipe) or supervised:
+            self._engine = ds.make_engine(module, trainer, weight_decay)
+            self._denoiser = denoiser(self._loaded, model=self._engine, device=self._device)
             ranks = (self._rank, self._world_size)
             self._sft = RankSFT(self._engine, self._denoiser, *ranks, trainer.micro_batch_tokens)
             return trainable
-        assert self._trainer is not None
+        self._trainer = make_trainer(recipe, self._loaded.spec)
+        frozen = self._reference_copy(model_path)
+        self._engine = ds.make_engine(module, trainer)
+        self._denoiser = denoiser(self._loaded, model=self._engine, device=self._device)
         self._update = RankUpdate(
             engine=self._engine,
             denoiser=self._denoiser,
@@ -117,11 +118,7 @@ class _PolicyWorker:
 
     def _reference_copy(self, path: str) -> Denoiser | None:
         """The weights that training starts from, frozen; LoRA needs no copy."""
-        if (
-            self._trainer is None
-            or not self._trainer.needs_reference
-            or self._recipe.trainer.lora is not None
-        ):
+        if not self._trainer.needs_reference or self._recipe.trainer.lora is not None:
             return None
         frozen = self._load_model(path)
         engine = ds.make_frozen_engine(frozen.module, self._recipe.trainer)

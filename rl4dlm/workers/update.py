@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from rl4dlm.errors import UpdateError
+from rl4dlm.loss.importance import truncated_weights
 from rl4dlm.loss.reduce import merge_metrics
 from rl4dlm.trainers.base import Metrics, MicroBatch, Trainer
+from rl4dlm.trainers.token_trainer import IMPORTANCE
 from rl4dlm.types import Denoiser, TrainBatch
 
 Estimates = dict[int, Tensor]
@@ -53,9 +55,11 @@ class RankUpdate:
         """
         trainer = self.trainer
         every_row = np.arange(len(batch))
+        batch = self._with_importance(batch)
         passes = range(trainer.num_iterations)
         on_policy = trainer.num_iterations == 1 and self.num_minibatches == 1
-        olds = {} if on_policy else {k: self._estimate(self.denoiser, batch, every_row, k) for k in passes}
+        cached = trainer.needs_old and not on_policy
+        olds = {k: self._estimate(self.denoiser, batch, every_row, k) for k in passes} if cached else {}
         refs = (
             {k: self._reference_estimate(batch, every_row, k) for k in passes}
             if trainer.needs_reference
@@ -67,16 +71,29 @@ class RankUpdate:
                 parts.append(self._step(batch, rows, k, olds.get(k), refs.get(k)))
         return average(parts)
 
+    def _with_importance(self, batch: TrainBatch) -> TrainBatch:
+        """The batch with importance weights of this rank's rows, where the trainer wants them."""
+        replay = self.trainer.replay
+        if replay is None:
+            return batch
+        recorded = torch.from_numpy(batch.extra["rollout_logp"])
+        now = self._estimate(self.denoiser, batch, np.arange(len(batch)), 0, replay.trainer)
+        weights = {
+            row: truncated_weights(logp, recorded[row].to(logp), cap=replay.cap) for row, logp in now.items()
+        }
+        return add_rows(batch, IMPORTANCE, weights)
+
     def _step(
         self, batch: TrainBatch, rows: np.ndarray, inner: int, old: Estimates | None, ref: Estimates | None
     ) -> Metrics:
         """One optimizer step on `rows` of all ranks."""
-        plans = self._plans(batch, rows)
+        plans = self._plans(batch, rows, inner, self.trainer)
         num_passes = max(len(plan) for plan in plans)
         if num_passes == 0:
             return {}
+        size = self.trainer.step_size(batch, rows)
         current: Estimates | None = None
-        if not all(micro.whole for plan in plans for micro in plan):
+        if any(self.trainer.needs_current(micro) for plan in plans for micro in plan):
             current = self._estimate(self.denoiser, batch, rows, inner)
         self.engine.train()
         parts: list[Metrics] = []
@@ -88,8 +105,8 @@ class RankUpdate:
                 inner,
                 old=_take(old, micro),
                 ref=_take(ref, micro),
-                current=None if micro.whole else _take(current, micro),
-                num_rows=len(rows),
+                current=_take(current, micro) if self.trainer.needs_current(micro) else None,
+                step=size,
             )
             self._refuse_non_finite(loss, batch, micro)
             # The engine averages gradients over ranks; the loss is already divided by the global count.
@@ -100,14 +117,23 @@ class RankUpdate:
         norm = {"grad_norm": self._grad_norm()} if self.rank == 0 else {}
         return merge_metrics([*parts, norm])
 
-    def _estimate(self, model: Denoiser, batch: TrainBatch, rows: np.ndarray, inner: int) -> Estimates:
-        """The trainer's estimates of this rank's share of `rows`: eval mode, no gradient."""
-        plans = self._plans(batch, rows)
+    def _estimate(
+        self,
+        model: Denoiser,
+        batch: TrainBatch,
+        rows: np.ndarray,
+        inner: int,
+        trainer: Trainer | None = None,
+    ) -> Estimates:
+        """A trainer's (by default the method's) estimates of this rank's share of `rows`: eval mode, no
+        gradient."""
+        trainer = trainer or self.trainer
+        plans = self._plans(batch, rows, inner, trainer)
         totals: Estimates = {}
         self.engine.eval()
         with torch.no_grad():
             for micro, real in self._in_step(plans, max(len(plan) for plan in plans)):
-                values = self.trainer.estimate(model, batch, micro, inner)
+                values = trainer.estimate(model, batch, micro, inner)
                 for row, value in zip(micro.rows, values, strict=True) if real else ():
                     totals[row] = totals[row] + value if row in totals else value
         return totals
@@ -116,12 +142,14 @@ class RankUpdate:
         with self.as_reference():
             return self._estimate(self.reference or self.denoiser, batch, rows, inner)
 
-    def _plans(self, batch: TrainBatch, rows: np.ndarray) -> list[list[MicroBatch]]:
+    def _plans(
+        self, batch: TrainBatch, rows: np.ndarray, inner: int, trainer: Trainer
+    ) -> list[list[MicroBatch]]:
         """The micro-batches of every rank: cheap, and computed alike on all of them."""
         shares = [
             [int(row) for row in rows if row % self.world_size == rank] for rank in range(self.world_size)
         ]
-        return [self.trainer.micro_batches(batch, share, self.token_budget) for share in shares]
+        return [trainer.micro_batches(batch, share, self.token_budget, inner) for share in shares]
 
     def _in_step(
         self, plans: Sequence[Sequence[MicroBatch]], num_passes: int
@@ -161,6 +189,21 @@ def _take(values: Estimates | None, micro: MicroBatch) -> Tensor | None:
         return None
     known = next(iter(values.values())) if values else torch.zeros(())
     return torch.stack([values.get(row, torch.zeros_like(known)) for row in micro.rows])
+
+
+def add_rows(batch: TrainBatch, name: str, values: Estimates) -> TrainBatch:
+    """A batch with one more array in `extra`: the given rows' values, zeros in the others.
+
+    Args:
+        values: by row, all of one shape; none leaves the batch as it is.
+    """
+    if not values:
+        return batch
+    shape = next(iter(values.values())).shape
+    array: np.ndarray = np.zeros((len(batch), *shape), dtype=np.float32)
+    for row, value in values.items():
+        array[row] = value.float().cpu().numpy()
+    return replace(batch, extra={**batch.extra, name: array})
 
 
 def average(parts: Sequence[Metrics]) -> Metrics:

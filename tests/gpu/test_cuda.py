@@ -14,7 +14,7 @@ import launch  # noqa: E402
 import zero_rank  # noqa: E402
 
 from rl4dlm.models import build_char_tokenizer, create, denoiser  # noqa: E402
-from rl4dlm.trainers import make_trainer  # noqa: E402
+from rl4dlm.trainers import make_method  # noqa: E402
 from rl4dlm.trainers.base import MicroBatch  # noqa: E402
 
 pytestmark = [
@@ -43,7 +43,7 @@ def test_rollout_and_trainer_agree_on_log_probabilities(bf16: bool, tolerance: f
 def test_an_estimate_does_not_depend_on_how_rows_share_a_pass() -> None:
     loaded = create(zero_rank.INIT, build_char_tokenizer("0123456789=+"), seed=1)
     model = denoiser(loaded, model=loaded.module.to("cuda"), device="cuda")
-    trainer, batch = make_trainer(zero_rank.METHOD), zero_rank.fixed_batch(0)
+    trainer, batch = make_method(zero_rank.METHOD), zero_rank.fixed_batch(0)
     rows = tuple(range(zero_rank.ROWS))
     with torch.no_grad():
         together = trainer.estimate(model, batch, MicroBatch(rows, (0, 1), whole=True), 0)

@@ -31,7 +31,7 @@ from rl4dlm.models import (  # noqa: E402
 )
 from rl4dlm.recipe.algorithms import GDPOConfig  # noqa: E402
 from rl4dlm.recipe.sections import LoraSettings, ModelInit, TrainerConfig  # noqa: E402
-from rl4dlm.trainers import make_trainer  # noqa: E402
+from rl4dlm.trainers import make_method  # noqa: E402
 from rl4dlm.types import TrainBatch  # noqa: E402
 from rl4dlm.workers import engine as ds  # noqa: E402
 from rl4dlm.workers.update import RankUpdate  # noqa: E402
@@ -88,7 +88,7 @@ def run(trainer: TrainerConfig, rank: int, world_size: int, *, plain: bool) -> d
     part = RankUpdate(
         engine=engine,
         denoiser=denoiser(loaded, model=engine),
-        trainer=make_trainer(METHOD),
+        trainer=make_method(METHOD),
         rank=rank,
         world_size=world_size,
         token_budget=trainer.micro_batch_tokens,

@@ -10,7 +10,14 @@ import pytest
 from tiny import tiny_rollout
 
 from rl4dlm.decoding import SamplerSpec
-from rl4dlm.evaluate import evaluate, group_rollouts, is_correct, make_requests, wilson_half_width
+from rl4dlm.evaluate import (
+    evaluate,
+    group_rollouts,
+    is_correct,
+    make_requests,
+    score_steps,
+    wilson_half_width,
+)
 from rl4dlm.recipe import load_recipe
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.rollout import Request
@@ -174,3 +181,33 @@ def test_evaluations_of_one_run_draw_the_same_samples() -> None:
         evaluate(pool, FakeRewards(), prompts_of(0, 1, 2, 3), recipe, version=update, update=update)  # type: ignore[arg-type]
     (first, _, _), _, (again, _, _), _ = pool.asked
     assert first == again
+
+
+class CountingRewards:
+    """Rewards a text by its length; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, str]] = []
+
+    def score(self, prompts, completions, columns, trajectories, trainer_state) -> Scores:
+        self.asked += list(zip(prompts, completions, strict=True))
+        values = np.array([len(text) for text in completions], dtype=np.float32)
+        return Scores(values, {"length": values}, {}, np.zeros(len(values), dtype=bool))
+
+
+def test_partial_decodes_of_one_prompt_are_scored_once_per_distinct_text() -> None:
+    rewards, prompts = CountingRewards(), prompts_of(1, 2)
+    rollouts = [tiny_rollout([0, 1], [1, 2, 3], uid=1 + i // 2, sample=i % 2) for i in range(4)]
+    groups = group_rollouts(prompts, rollouts)
+    ids = [np.array(row) for row in ([5], [5, 6], [5])]
+    decodes = [ids, [ids[1]], [ids[0]], []]
+    values, scores = score_steps(
+        rewards,
+        groups,
+        decodes,
+        lambda tokens: "x" * len(tokens),
+        7,  # type: ignore[arg-type]
+    )
+    assert [row.tolist() for row in values] == [[1.0, 2.0, 1.0], [2.0], [1.0], []]
+    assert rewards.asked == [("question 1", "x"), ("question 1", "xx"), ("question 2", "x")]
+    assert scores is not None and len(scores.reward) == 3

@@ -9,48 +9,48 @@ from rl4dlm.advantage.group import group_advantage, reward_metrics, shuffle_grou
 def test_advantages_are_rewards_minus_the_mean_of_their_group():
     reward = np.array([1, 0, 0, 1, 5, 3], dtype=np.float32)
     group = np.array([0, 0, 0, 0, 7, 7])
-    advantage = group_advantage(reward, group, scale_by_std=False)
+    advantage = group_advantage(reward, group, scale_rewards="none")
     assert advantage.tolist() == [0.5, -0.5, -0.5, 0.5, 1.0, -1.0]
     assert advantage.dtype == np.float32
 
 
 def test_rows_of_a_group_need_not_be_adjacent():
-    advantage = group_advantage(np.array([1.0, 5.0, 3.0, 7.0]), np.array([2, 0, 2, 0]), scale_by_std=False)
+    advantage = group_advantage(np.array([1.0, 5.0, 3.0, 7.0]), np.array([2, 0, 2, 0]), scale_rewards="none")
     assert advantage.tolist() == [-1.0, -1.0, 1.0, 1.0]
 
 
 def test_scaling_divides_by_the_sample_std_and_leaves_equal_rewards_at_zero():
     # Group 0: mean 2, deviations -1, 1, 0, sample variance (1 + 1 + 0) / 2 = 1. Group 1: all equal.
     advantage = group_advantage(
-        np.array([1.0, 3.0, 2.0, 4.0, 4.0]), np.array([0, 0, 0, 1, 1]), scale_by_std=True
+        np.array([1.0, 3.0, 2.0, 4.0, 4.0]), np.array([0, 0, 0, 1, 1]), scale_rewards="group"
     )
     np.testing.assert_allclose(advantage, [-1 / 1.0001, 1 / 1.0001, 0, 0, 0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("scale_by_std", [False, True])
-def test_equal_rewards_give_exactly_zero(scale_by_std):
+@pytest.mark.parametrize("scale_rewards", ["none", "group", "group_population", "batch"])
+def test_equal_rewards_give_exactly_zero(scale_rewards):
     reward = np.full(7, 0.1, dtype=np.float32)
-    assert not group_advantage(reward, np.zeros(7, dtype=int), scale_by_std=scale_by_std).any()
+    assert not group_advantage(reward, np.zeros(7, dtype=int), scale_rewards=scale_rewards).any()
 
 
-@pytest.mark.parametrize("scale_by_std", [False, True])
-def test_a_constant_added_to_all_rewards_changes_nothing(scale_by_std):
+@pytest.mark.parametrize("scale_rewards", ["none", "group", "group_population", "batch"])
+def test_a_constant_added_to_all_rewards_changes_nothing(scale_rewards):
     rng = np.random.default_rng(0)
     reward, group = rng.random(12), np.repeat(np.arange(3), 4)
     np.testing.assert_allclose(
-        group_advantage(reward + 10, group, scale_by_std=scale_by_std),
-        group_advantage(reward, group, scale_by_std=scale_by_std),
+        group_advantage(reward + 10, group, scale_rewards=scale_rewards),
+        group_advantage(reward, group, scale_rewards=scale_rewards),
         atol=1e-6,
     )
 
 
 def test_a_group_of_one_has_advantage_zero():
-    assert group_advantage(np.array([3.0]), np.array([0]), scale_by_std=True).tolist() == [0.0]
+    assert group_advantage(np.array([3.0]), np.array([0]), scale_rewards="group").tolist() == [0.0]
 
 
 def test_a_reward_that_is_not_finite_is_refused_with_its_row():
     with pytest.raises(ValueError, match=r"reward\[1\] = nan"):
-        group_advantage(np.array([0.0, np.nan]), np.array([0, 0]), scale_by_std=False)
+        group_advantage(np.array([0.0, np.nan]), np.array([0, 0]), scale_rewards="none")
 
 
 def test_reward_metrics_count_the_rows_whose_group_teaches_nothing():

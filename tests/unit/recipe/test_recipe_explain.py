@@ -87,7 +87,7 @@ MISTAKES = [
         "trainer.zero_stage = 7 is not 0, 1, 2 or 3.\nFix: make it 0, 1, 2 or 3; the default is 1.",
     ),
     (
-        {"algorithm": {"estimator": "sdmd"}},
+        {"algorithm": {"type": "gdpo", "estimator": "sdmd"}},
         "algorithm.estimator = 'sdmd' is not 'sdmc', 'double_mc' or 'stratified'.\nFix: did you mean sdmc?",
     ),
     (

@@ -51,7 +51,9 @@ def step(trainer, denoiser, batch, *, old=None, ref=None, inner=0, budget=WHOLE,
         for micro in micro_batches:
             given = {name: None if c is None else c[list(micro.rows)] for name, c in caches.items()}
             given["current"] = None if micro.whole else given["current"]
-            loss, metrics = trainer.loss(denoiser, batch, micro, inner, **given, num_rows=len(batch))
+            loss, metrics = trainer.loss(
+                denoiser, batch, micro, inner, **given, step=trainer.step_size(batch, range(len(batch)))
+            )
             loss.backward()
             total += loss.item()
             parts.append(metrics)
@@ -321,7 +323,9 @@ def test_leaving_out_rows_without_loss_changes_neither_loss_nor_gradient():
     whole = MicroBatch(tuple(range(12)), (0, 1, 2), whole=True)
     old = estimate_all(trainer, tiny_denoiser(), batch, [whole], 0)
     denoiser.model.zero_grad()
-    value, _ = trainer.loss(denoiser, batch, whole, 0, old=old, ref=None, current=None, num_rows=12)
+    value, _ = trainer.loss(
+        denoiser, batch, whole, 0, old=old, ref=None, current=None, step=trainer.step_size(batch, range(12))
+    )
     value.backward()
     assert value.item() == pytest.approx(loss, abs=1e-12)
     assert_same_gradient({n: p.grad for n, p in denoiser.model.named_parameters()}, gradient)
@@ -349,7 +353,9 @@ def test_a_ratio_beyond_its_range_earns_no_further_gain(direction, sign):
     micro = MicroBatch(rows, (0, 1, 2), whole=True)
     with torch.no_grad():
         old = trainer.estimate(denoiser, batch, micro, 0) - direction * 10.0
-    loss, metrics = trainer.loss(denoiser, batch, micro, 0, old=old, ref=None, current=None, num_rows=12)
+    loss, metrics = trainer.loss(
+        denoiser, batch, micro, 0, old=old, ref=None, current=None, step=trainer.step_size(batch, range(12))
+    )
     loss.backward()
     assert all(not p.grad.any() for p in denoiser.model.parameters())
     assert metrics["clip_ratio/region_mean"] == pytest.approx(len(rows) / 12)
@@ -362,7 +368,9 @@ def test_estimates_a_thousand_nats_apart_keep_everything_finite(ratio_level, dis
     denoiser, batch = tiny_denoiser(), batch_of(trainer)
     (micro,) = trainer.micro_batches(batch, range(12), WHOLE)
     far = torch.full((12,), distance, dtype=torch.float64)
-    loss, metrics = trainer.loss(denoiser, batch, micro, 0, old=far, ref=far, current=None, num_rows=12)
+    loss, metrics = trainer.loss(
+        denoiser, batch, micro, 0, old=far, ref=far, current=None, step=trainer.step_size(batch, range(12))
+    )
     loss.backward()
     assert all(np.isfinite(value) for value in metrics.values())
     assert all(p.grad.isfinite().all() for p in denoiser.model.parameters())

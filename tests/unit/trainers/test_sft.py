@@ -389,7 +389,7 @@ class NextToken(torch.nn.Module):
 
 def test_next_token_prediction_scores_every_token_once_given_those_before_it():
     model = Denoiser(NextToken(), SPEC)
-    made = one_row([2, 2, 0], ARObjective(), prompt=[2], block_length=1)
+    made = one_row([2, 2, 0], ARObjective(), prompt=[2])
     # Counts before each token: (0 0 1), (0 0 2), (0 0 3) of five ids, logits count + 1.
     expected = 0.0
     for count, token in ((1, 2), (2, 2), (3, 0)):

@@ -18,7 +18,7 @@ from plain import PlainEngine  # noqa: E402
 from rl4dlm.errors import UpdateError  # noqa: E402
 from rl4dlm.models import build_char_tokenizer, create, denoiser  # noqa: E402
 from rl4dlm.recipe.algorithms import GDPOConfig  # noqa: E402
-from rl4dlm.trainers import make_trainer  # noqa: E402
+from rl4dlm.trainers import make_method  # noqa: E402
 from rl4dlm.workers.update import RankUpdate  # noqa: E402
 
 
@@ -28,7 +28,7 @@ def rank(method: GDPOConfig, token_budget: int, num_minibatches: int = 1) -> Ran
     return RankUpdate(
         engine=engine,
         denoiser=denoiser(loaded, model=engine),
-        trainer=make_trainer(method),
+        trainer=make_method(method),
         rank=0,
         world_size=1,
         token_budget=token_budget,
