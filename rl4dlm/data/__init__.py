@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rl4dlm.data.columns import CONVENTIONS, ColumnMap, map_columns
+from rl4dlm.data.completions import ExampleSource, Reading, open_examples
 from rl4dlm.data.demonstrations import demonstrations
 from rl4dlm.data.examples import Example
 from rl4dlm.data.prompts import PromptSource, open_prompts
@@ -16,11 +17,14 @@ __all__ = [
     "EVAL_UID",
     "ColumnMap",
     "Example",
+    "ExampleSource",
     "Instance",
     "PromptSource",
+    "Reading",
     "Task",
     "demonstrations",
     "map_columns",
+    "open_examples",
     "open_prompts",
     "open_renderer",
     "open_task",
