@@ -16,7 +16,7 @@ from rl4dlm.benchmarks.results import Key
 from rl4dlm.data import EVAL_UID
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.recipe import Recipe
+from rl4dlm.recipe import AnyRecipe
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.rollout import Request
 from rl4dlm.tracking import SampleRow
@@ -36,7 +36,7 @@ class Evaluation:
 
 
 @contextmanager
-def rollout_workers(recipe: Recipe, model_path: str, say: Say) -> Iterator[tuple[RolloutPool, Placement]]:
+def rollout_workers(recipe: AnyRecipe, model_path: str, say: Say) -> Iterator[tuple[RolloutPool, Placement]]:
     """Ray, its reservation, and rollout workers that hold the model folder's weights as version 0; all of it
     ends with the block."""
     with ray_session(recipe.cluster, say):
@@ -142,7 +142,7 @@ def evaluate(
     rollouts: RolloutPool,
     rewards: RewardWorkers,
     prompts: Sequence[Prompt],
-    recipe: Recipe,
+    recipe: AnyRecipe,
     *,
     version: int,
     update: int,
@@ -177,7 +177,7 @@ def _one_pass(
     rollouts: RolloutPool,
     rewards: RewardWorkers,
     prompts: Sequence[Prompt],
-    recipe: Recipe,
+    recipe: AnyRecipe,
     spec: SamplerSpec,
     num_samples: int,
     version: int,

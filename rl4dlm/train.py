@@ -3,15 +3,11 @@ recovery."""
 
 from __future__ import annotations
 
-import math
 import shutil
-import time
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -20,8 +16,8 @@ from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import RewardError, UpdateError
 from rl4dlm.evaluate import evaluate, group_rollouts, is_correct, make_requests, score_groups, score_steps
-from rl4dlm.models import encode, save
-from rl4dlm.preflight import Preflight, preflight
+from rl4dlm.models import encode
+from rl4dlm.preflight import Preflight, preflight, starting_model
 from rl4dlm.recipe import Recipe
 from rl4dlm.reward.scores import num_not_applicable, too_many_failures
 from rl4dlm.rollout import to_table, write_parquet
@@ -29,8 +25,10 @@ from rl4dlm.run_folder import RunFolder, storage
 from rl4dlm.tracking import Tracker, require_finite
 from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.base import Trainer
-from rl4dlm.trainers.sft import SFTBatch, sft_batch, warm_start_plan
+from rl4dlm.trainers.sft import SFTBatch, sft_batch
+from rl4dlm.trainers.sft_steps import warm_start_plan
 from rl4dlm.types import Rollout, RolloutGroup, Scores, flatten
+from rl4dlm.voice import Clock, Voice, places
 from rl4dlm.workers.placement import Placement, ray_session, reserve
 from rl4dlm.workers.policy_group import PolicyGroup, RankDied
 from rl4dlm.workers.reward_worker import RewardWorkers
@@ -94,39 +92,6 @@ def train(recipe: Recipe, *, resume: bool = False, step: int | None = None) -> R
     return folder
 
 
-class Voice:
-    """The run's tracker, which a rewind replaces, and its last words: a failure is recorded with its
-    traceback."""
-
-    def __init__(self, recipe: Recipe, folder: RunFolder, resume_from: int | None) -> None:
-        self._recipe, self._folder = recipe, folder
-        self.tracker = self._open(resume_from)
-
-    def say(self, text: str) -> None:
-        """Tell what is being done or waited for."""
-        self.tracker.phase(text)
-
-    def rewind(self, update: int) -> None:
-        """Forget what was logged after `update`: the run goes on from there."""
-        self.tracker.close()
-        self.tracker = self._open(update)
-
-    def _open(self, resume_from: int | None) -> Tracker:
-        total = self._recipe.trainer.max_steps
-        return Tracker(self._recipe, self._folder.root, total_updates=total, resume_from=resume_from)
-
-    def __enter__(self) -> Voice:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self.tracker.fail(f"{type(error).__name__}: {error}")
-            with suppress(OSError):  # a full disk must not hide the first error
-                with open(self._folder.log, "a", encoding="utf-8") as log:
-                    log.write("".join(traceback.format_exception(error)) + "\n")
-        self.tracker.close()
-
-
 @contextmanager
 def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) -> Iterator[Run]:
     """Reserve resources and bring the workers up; all of them are gone when the block ends."""
@@ -137,7 +102,7 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
     rewards = RewardWorkers(recipe.reward, placement.rewards, voice.say)
     run: Run | None = None
     try:
-        model_path = _initial_model(recipe, folder, checks)
+        model_path = starting_model(recipe, folder, checks)
         voice.say("starting trainer ranks")
         policy.start()
         if recipe.warm_start is not None:
@@ -156,17 +121,6 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
             run.rollouts.close()
         rewards.close()
         placement.remove()
-
-
-def _initial_model(recipe: Recipe, folder: RunFolder, checks: Preflight) -> str:
-    """The model folder or hub name that the run starts from; a model from scratch is written into the run."""
-    if recipe.model.path is not None:
-        local = Path(recipe.model.path)  # workers have working directories of their own
-        return str(local.resolve()) if local.exists() else recipe.model.path
-    if not folder.initial_model.exists():
-        model = checks.make_model()
-        save(model, folder.initial_model, model.tokenizer)
-    return str(folder.initial_model.resolve())
 
 
 def _warm_start(
@@ -373,19 +327,6 @@ def _finish(run: Run) -> None:
     run.tracker.finish(run.tracker.summary(places(run.folder)))
 
 
-def places(folder: RunFolder) -> dict[str, Path]:
-    """Where everything of a run lies, by what it is."""
-    everything = {
-        "report": folder.root / "report.html",
-        "metrics": folder.root / "metrics.jsonl",
-        "rollouts": folder.rollouts,
-        "W&B": folder.root / "wandb",
-        "checkpoints": folder.checkpoints,
-        "model": folder.model,
-    }
-    return {name: path for name, path in everything.items() if path.exists()}
-
-
 def rollout_metrics(
     groups: list[RolloutGroup], scores: Scores, correct: np.ndarray, rollout_s: float
 ) -> dict[str, float]:
@@ -413,30 +354,3 @@ def rollout_metrics(
             metrics[f"rewards/{name}/mean"] = float(known.mean())
             metrics[f"rewards/{name}/std"] = float(known.std())
     return metrics | {f"rewards/{name}": value for name, value in scores.logged.items()}
-
-
-class Clock:
-    """Seconds per phase of one update."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._phases: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self._phases[phase] = self._phases.get(phase, 0.0) + time.monotonic() - began
-
-    def __getitem__(self, phase: str) -> float:
-        return self._phases[phase]
-
-    def metrics(self) -> Mapping[str, float]:
-        """`timing_s/<phase>`, the rest of the step as `timing_s/driver`, and `step_time`."""
-        total = time.monotonic() - self._started
-        named = {f"timing_s/{phase}": seconds for phase, seconds in self._phases.items()}
-        return {
-            **named,
-            "timing_s/driver": max(0.0, total - math.fsum(self._phases.values())),
-            "step_time": total,
-        }

@@ -10,7 +10,7 @@ from rl4dlm.data.prompts import PromptSource, open_prompts
 from rl4dlm.data.render import open_renderer
 from rl4dlm.data.source import read_rows
 from rl4dlm.data.tasks import EVAL_UID, Instance, Task, open_task, split_of
-from rl4dlm.data.texts import training_texts
+from rl4dlm.data.texts import example_texts, training_texts
 
 __all__ = [
     "CONVENTIONS",
@@ -23,6 +23,7 @@ __all__ = [
     "Reading",
     "Task",
     "demonstrations",
+    "example_texts",
     "map_columns",
     "open_examples",
     "open_prompts",

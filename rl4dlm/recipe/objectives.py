@@ -97,3 +97,9 @@ ObjectiveConfig = Annotated[
     Field(discriminator="type"),
 ]
 """The union of all objectives, discriminated by `type`."""
+
+
+def default_objective(attention: str) -> ObjectiveConfig:
+    """What a model is fine-tuned with where the recipe does not say: `attention` is `full` or
+    `block_causal`."""
+    return BlockObjective() if attention == "block_causal" else RandomMaskObjective()

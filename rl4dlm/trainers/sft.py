@@ -18,14 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl4dlm.data.examples import Example
+from rl4dlm.data import Example
 from rl4dlm.diffusion.blocks import prompt_tail, sequence_layout
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.likelihood.packing import split_by_tokens
 from rl4dlm.likelihood.states import StateInputs, state_inputs
 from rl4dlm.loss.reduce import mean_over_rows
-from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, RandomMaskObjective
-from rl4dlm.recipe.sections import RolloutConfig
+from rl4dlm.recipe.objectives import ObjectiveConfig
 from rl4dlm.trainers.base import Metrics
 from rl4dlm.trainers.sft_states import RowsAtHand, SFTStates, sft_states
 from rl4dlm.types import Denoiser, DenoiserSpec
@@ -108,16 +107,6 @@ def sft_batch(examples: Sequence[Example], plan: SFTPlan, spec: DenoiserSpec, se
         if traced
         else None,
     )
-
-
-def default_objective(spec: DenoiserSpec) -> ObjectiveConfig:
-    """What a model is fine-tuned with where the recipe does not say."""
-    return BlockObjective() if spec.attention == "block_causal" else RandomMaskObjective()
-
-
-def warm_start_plan(rollout: RolloutConfig, spec: DenoiserSpec) -> SFTPlan:
-    """The warm start of an RL run: the model's default objective, canvases filled as rollouts are."""
-    return SFTPlan(default_objective(spec), "canvas", rollout.max_completion_length, spec.block_length)
 
 
 def _filled(example: Example, plan: SFTPlan, spec: DenoiserSpec, step: Sequence[Example]) -> np.ndarray:

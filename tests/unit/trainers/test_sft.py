@@ -32,8 +32,8 @@ from rl4dlm.trainers.sft import (
     sft_loss,
     sft_micro_batches,
     shares,
-    warm_start_plan,
 )
+from rl4dlm.trainers.sft_steps import warm_start_plan
 from rl4dlm.types import Denoiser
 
 PROMPTS = [[1, 0], [2], [0, 0, 1], [1, 2], [2, 2]]
