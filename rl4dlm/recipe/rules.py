@@ -354,7 +354,7 @@ def objective_fits_itself(recipe: SFTRecipe) -> Iterator[Finding]:
 
 
 @sft_rule
-def gold_answers_have_a_task(recipe: SFTRecipe) -> Iterator[Finding]:
+def answers_have_a_source(recipe: SFTRecipe) -> Iterator[Finding]:
     if recipe.data.task is None and recipe.data.task_answers != "demonstrations":
         yield (
             "data.task_answers",

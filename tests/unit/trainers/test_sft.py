@@ -22,7 +22,7 @@ from rl4dlm.recipe.objectives import (
     SemiARObjective,
     TraceObjective,
 )
-from rl4dlm.recipe.sections import ModelInit, RolloutConfig
+from rl4dlm.recipe.sections import ModelInit
 from rl4dlm.trainers.sft import (
     SFTBatch,
     SFTPlan,
@@ -33,7 +33,6 @@ from rl4dlm.trainers.sft import (
     sft_micro_batches,
     shares,
 )
-from rl4dlm.trainers.sft_steps import warm_start_plan
 from rl4dlm.types import Denoiser
 
 PROMPTS = [[1, 0], [2], [0, 0, 1], [1, 2], [2, 2]]
@@ -128,13 +127,6 @@ def test_diffusion_times_are_one_uniform_shift_of_an_even_grid():
     # Uniform on (0, 1): standard error of the mean of 200 is .02.
     assert abs(np.mean(first) - 0.5) < 0.08
     assert min(first) < 0.1 and max(first) > 0.9
-
-
-def test_the_warm_start_takes_the_objective_of_the_models_attention():
-    rollout = RolloutConfig(max_completion_length=16)
-    assert warm_start_plan(rollout, SPEC) == SFTPlan(RandomMaskObjective(), "canvas", 16)
-    causal = replace(SPEC, attention="block_causal", block_length=4)
-    assert warm_start_plan(rollout, causal) == SFTPlan(BlockObjective(), "canvas", 16, 4)
 
 
 # --- Random masks ---
