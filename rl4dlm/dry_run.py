@@ -9,6 +9,7 @@ from rl4dlm.cost import GIB, Cost, cost_of, sft_cost_of
 from rl4dlm.preflight import Preflight, SFTPreflight, preflight, preflight_sft
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
 from rl4dlm.run_folder import RunFolder
+from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.sft import sft_batch
 from rl4dlm.trainers.sft_steps import step_plan
 
@@ -20,6 +21,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
         UserError: as `train` would, before anything is started.
     """
     checks = preflight(recipe)
+    make_trainer(recipe, checks.spec)
     first = checks.prompts.batch(0, recipe.rollout.prompts_per_update)
     prompt_tokens = max(len(prompt.token_ids) for prompt in first)
     _print(recipe, checks, cost_of(recipe, checks.facts, prompt_tokens), console)
@@ -59,6 +61,8 @@ def _facts_table(recipe: AnyRecipe, checks: Preflight | SFTPreflight) -> Table:
     )
     for note in checks.notes:
         table.add_row("data", note)
+    for warning in checks.warnings:
+        table.add_row("warning", warning)
     if recipe.reward is not None:
         names = [f if isinstance(f, str) else f.path for f in recipe.reward.functions]
         table.add_row("rewards", ", ".join(names) + ": loaded and tried on two samples")

@@ -34,7 +34,7 @@ class ModelError(UserError):
 
 
 class PluginError(UserError):
-    """A reward plug-in cannot be found, imported or called."""
+    """A plug-in (a reward function, a method) cannot be found, imported or called."""
 
 
 class CheckpointError(UserError):

@@ -93,6 +93,8 @@ def _cast(recipe: SFTRecipe, folder: RunFolder, checks: SFTPreflight, voice: Voi
     placement = reserve(needed(recipe), voice.say)
     for line in (*checks.notes, _epochs(recipe, checks), *placement.describe()):
         voice.tracker.note(line)
+    for line in checks.warnings:
+        voice.tracker.warn(line)
     run: Run | None = None
     try:
         model_path = starting_model(recipe, folder, checks)

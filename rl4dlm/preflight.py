@@ -34,6 +34,7 @@ from rl4dlm.models import (
     save,
 )
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
+from rl4dlm.recipe.advice import sft_warnings_of, warnings_of
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, default_objective
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.pool import RewardPool
@@ -57,6 +58,8 @@ class Checks:
     """What the checks of any run found."""
 
     model: OpenedModel
+    warnings: tuple[str, ...]
+    """What the recipe asks for and should not, each with its remedy."""
 
     @property
     def facts(self) -> ModelFacts:
@@ -118,7 +121,7 @@ def preflight(recipe: Recipe) -> Preflight:
     check_demonstrations(recipe, model.tokenizer, prompts)
     with RewardPool(recipe.reward) as rewards:
         rewards.check(first[:2])
-    return Preflight(model, prompts, tuple(prompts.notes))
+    return Preflight(model, tuple(warnings_of(recipe)), prompts, tuple(prompts.notes))
 
 
 def preflight_sft(recipe: SFTRecipe) -> SFTPreflight:
@@ -149,7 +152,13 @@ def preflight_sft(recipe: SFTRecipe) -> SFTPreflight:
     if recipe.reward is not None:
         with RewardPool(recipe.reward) as rewards:
             rewards.check(examples.eval_prompts()[:2])
-    return SFTPreflight(model, objective, examples, tuple(examples.notes))
+    return SFTPreflight(
+        model,
+        tuple(sft_warnings_of(recipe, model.spec.attention)),
+        objective,
+        examples,
+        tuple(examples.notes),
+    )
 
 
 def starting_model(recipe: AnyRecipe, folder: RunFolder, checks: Checks) -> str:

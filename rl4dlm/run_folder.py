@@ -42,6 +42,8 @@ class CheckpointParts:
     def __init__(self, folder: Path) -> None:
         self.engine = folder / "engine"
         """DeepSpeed's shards: weights, optimizer."""
+        self.value = folder / "value"
+        """The same of the value model; only where there is one."""
         self.model = folder / "model"
         """The policy as a Hugging Face folder; absent under LoRA."""
         self.adapter = folder / "adapter"

@@ -78,6 +78,7 @@ def train(recipe: Recipe, *, resume: bool = False, step: int | None = None) -> R
     folder = RunFolder.of(recipe)
     checkpoint = folder.starting_point(recipe, resume=resume, step=step)
     checks = preflight(recipe)
+    make_trainer(recipe, checks.spec)  # a method that cannot be made is the user's to mend, before a start
     with ray_session(recipe.cluster, print):
         if resume:
             folder.reopen(recipe)
@@ -98,6 +99,8 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
     placement = reserve(recipe.cluster, voice.say)
     for line in (*checks.notes, *placement.describe()):
         voice.tracker.note(line)
+    for line in checks.warnings:
+        voice.tracker.warn(line)
     policy = PolicyGroup(recipe, placement.trainers, voice.say)
     rewards = RewardWorkers(recipe.reward, placement.rewards, voice.say)
     run: Run | None = None

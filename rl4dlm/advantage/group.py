@@ -67,6 +67,11 @@ def group_advantage(
     return np.where(known, centred / (np.where(known, std, 1.0) + epsilon), 0.0).astype(np.float32)
 
 
+def group_means(reward: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The mean reward of each row's group, float64 `[batch]`."""
+    return _group_moments(reward, group)[0]
+
+
 def reward_metrics(reward: np.ndarray, group: np.ndarray) -> dict[str, float]:
     """Statistics of a batch of rewards under TRL's names.
 

@@ -158,6 +158,24 @@ def state_logp(
     return logp.new_zeros(target.shape).masked_scatter(target, logp)
 
 
+def state_values(
+    denoiser: Denoiser, prompt_ids: Sequence[np.ndarray], completion_ids: np.ndarray, states: States
+) -> Tensor:
+    """A value model's values at every target, all states in one forward.
+
+    Args:
+        denoiser: the value model: called as a model, it returns one number per selected position.
+        prompt_ids, completion_ids, states: as in `state_logp`.
+
+    Returns:
+        `[states, completion]`, in units of reward; 0 where a position is no target.
+    """
+    inputs = state_inputs(denoiser, prompt_ids, completion_ids, states)
+    value = denoiser.logits(inputs.input_ids, inputs.attention_mask, inputs.select, inputs.layout)
+    target = states.target.to(value.device)
+    return value.new_zeros(target.shape).masked_scatter(target, value)
+
+
 @dataclass(frozen=True)
 class StateInputs:
     """States as one model call reads them; every tensor `[states, length]`."""

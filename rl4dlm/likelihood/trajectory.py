@@ -116,11 +116,24 @@ def count_states(trajectories: Trajectories, shrink: int) -> np.ndarray:
     """States per row, int64 `[rows]`: the most shrunk steps with a target that any of its blocks has."""
     counts: np.ndarray = np.zeros(len(trajectories.step_map), dtype=np.int64)
     for index in range(len(counts)):
-        steps, block = trajectories.row_steps(index, shrink), trajectories.block[index]
-        wanted = trajectories.trainable[index]
-        pairs = np.unique(np.stack([block[wanted], steps[wanted]]), axis=1)
+        pairs = _steps_by_block(trajectories, index, shrink)
         counts[index] = np.bincount(pairs[0]).max() if pairs.shape[1] else 0
     return counts
+
+
+def count_steps(trajectories: Trajectories, shrink: int) -> np.ndarray:
+    """Shrunk steps with a target, counted in every block, int64 `[rows]`."""
+    counts: np.ndarray = np.zeros(len(trajectories.step_map), dtype=np.int64)
+    for index in range(len(counts)):
+        counts[index] = _steps_by_block(trajectories, index, shrink).shape[1]
+    return counts
+
+
+def _steps_by_block(trajectories: Trajectories, row: int, shrink: int) -> np.ndarray:
+    """The distinct (block, shrunk step) pairs of a row's targets, int64 `[2, pairs]`."""
+    steps, block = trajectories.row_steps(row, shrink), trajectories.block[row]
+    wanted = trajectories.trainable[row]
+    return np.unique(np.stack([block[wanted], steps[wanted]]), axis=1)
 
 
 def trajectory_arrays(rollouts: Sequence[Rollout]) -> dict[str, np.ndarray]:

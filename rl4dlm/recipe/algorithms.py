@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rl4dlm.recipe.sections import Config, RolloutConfig
 
@@ -34,6 +35,11 @@ class Method(Config):
     @property
     def keeps_reference(self) -> bool:
         """Whether a frozen reference policy is needed."""
+        return False
+
+    @property
+    def scores_trajectories(self) -> bool:
+        """Whether the likelihood is that of the sampler's trajectory, so that the sampler's law matters."""
         return False
 
 
@@ -80,6 +86,11 @@ class TokenLevel(Clipped):
 
     importance_cap: float = Field(2.0, ge=1)
     """Largest importance weight."""
+
+    @property
+    def scores_trajectories(self) -> bool:
+        """Importance weights replay trajectories."""
+        return self.importance_correction != "none"
 
 
 class GDPOConfig(Clipped, Referenced):
@@ -139,5 +150,100 @@ class DiffuGRPOConfig(TokenLevel, Referenced):
     """Probability that a prompt token is hidden; 0: prompts are never masked."""
 
 
-AlgorithmConfig = Annotated[GDPOConfig | DiffuGRPOConfig, Field(discriminator="type")]
+class ValueConfig(Config):
+    """The diffusion value model of TraceRL: one value per token of a state, trained along the trace."""
+
+    learning_rate: float = Field(5e-6, gt=0)
+    """Peak rate of its own AdamW; the schedule is the policy's."""
+
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per denoising step; 0.99 for process rewards."""
+
+    lam: float = Field(1.0, ge=0, le=1)
+    """Weight of longer returns in the advantage; 1: reward minus value."""
+
+    epsilon: float = Field(0.2, gt=0)
+    """Half-width of the clip of new values around old ones."""
+
+    num_iterations: int = Field(1, ge=1)
+    """Passes of the value model over a batch, before the policy's."""
+
+    warmup_updates: int = Field(0, ge=0)
+    """First updates that train the value model alone."""
+
+    whiten_advantages: bool = False
+    """Shift and scale the token advantages of an update to mean 0 and standard deviation 1."""
+
+
+class TraceRLConfig(TokenLevel, Referenced):
+    """TraceRL (arXiv:2509.06949): clipped token ratios along the trajectory that the sampler took."""
+
+    type: Literal["tracerl"] = "tracerl"
+
+    shrink: int = Field(1, ge=1)
+    """s: consecutive denoising steps that are scored together (within each block of a block model). 1 is the
+    exact trajectory; published: 1 for SDAR and TraDo, 8 for LLaDA and Dream."""
+
+    trust_beta: float = Field(0.01, ge=0)
+    """Weight of k3 between current and old policy, which the paper calls KL; zero in the first step."""
+
+    scale_rewards: Literal["none", "group", "group_population", "batch"] = "group_population"
+    """`none`: advantage = reward - baseline. `group`: also divided by the group's sample standard deviation
+    (`group_population`: by the population's), `batch`: by that of all rewards of the update."""
+
+    aggregation: Literal["token_mean", "seq_mean", "canvas", "step_mean", "state_mean"] = "token_mean"
+    """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
+    completions of each one's mean. `canvas`: the sum divided by completions times canvas length. `step_mean`:
+    the mean over denoising steps of each one's mean (paper). `state_mean`: the sum divided by states times
+    canvas length (released code for block models)."""
+
+    accuracy_range: tuple[float, float] | None = None
+    """Groups whose mean reward lies outside are left out; None: all are used. Published: [0.2, 0.8]."""
+
+    overlong_margin: int | None = Field(None, ge=0)
+    """Completions that end within this many tokens of the canvas's end count as wrong (reward at most 0);
+    None: no such rule. Published: 5."""
+
+    tempered: bool = True
+    """Take log-probabilities at the rollout's temperature; false: at 1 (released code)."""
+
+    value: ValueConfig | None = None
+    """Train a diffusion value model and use each token's own advantage; None: the completion's for all."""
+
+    process_chunk: int | None = Field(None, ge=1)
+    """Score the text after every so many tokens and place each score where its chunk ended; needs `value`.
+    None: one reward, at the end. Published: 200."""
+
+    @property
+    def scores_trajectories(self) -> bool:
+        """It is."""
+        return True
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """Shrunk steps; a doubled sequence holds one of every block, which only the model tells."""
+        return float(-(-rollout.diffusion_steps // self.shrink))
+
+
+class PluginConfig(Method):
+    """A method of your own: a class in a file or module; docs/methods.md has a worked example."""
+
+    type: Literal["plugin"] = "plugin"
+
+    path: str = Field(pattern=r"^.+:[A-Za-z_]\w*$")
+    """`my_method.py:MyMethod` or `package.module:MyMethod`."""
+
+    settings: dict[str, Any] = {}
+    """The method's own settings, checked by its class `Settings`."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str) -> str:
+        """Files by their absolute path: workers have working directories of their own."""
+        place, _, name = path.rpartition(":")
+        return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else path
+
+
+AlgorithmConfig = Annotated[
+    GDPOConfig | DiffuGRPOConfig | TraceRLConfig | PluginConfig, Field(discriminator="type")
+]
 """The union of all methods, discriminated by `type`."""

@@ -146,9 +146,42 @@ def groups_have_company(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+# Which samplers read a setting that is not for all of them.
+_READERS = {
+    "threshold": ("dynamic", "threshold"),
+    "factor": ("factor",),
+    "entropy_budget": ("entropy_bound", "entropy_bound_cumsum", "entropy_threshold"),
+    "order_temperature": (
+        "low_confidence",
+        "top_probability",
+        "margin",
+        "neg_entropy",
+        "dream_maskgit_plus",
+        "dream_topk_margin",
+        "dream_entropy",
+    ),
+    "rcr_update": ("rcr",),
+}
+
+
+@rule
+def sampler_settings_are_read(recipe: Recipe) -> Iterator[Finding]:
+    rollout = recipe.rollout
+    for key, readers in _READERS.items():
+        value = getattr(rollout, key)
+        if value != type(rollout).model_fields[key].default and rollout.remasking not in readers:
+            yield (
+                f"rollout.{key}",
+                f"rollout.{key} = {value} is not read by rollout.remasking = {rollout.remasking}",
+                f"remove it, or use {' or '.join(readers)}",
+            )
+
+
 @rule
 def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.rollout.temperature == 0 and recipe.rollout.remasking != "random":
+    rollout = recipe.rollout
+    random_order = rollout.remasking in ("random", "dream_origin") or rollout.order_temperature > 0
+    if rollout.temperature == 0 and not random_order:
         yield (
             "rollout.temperature",
             "rollout.temperature = 0: all completions of a group are identical and every advantage is 0",
@@ -281,6 +314,29 @@ def clip_range_is_a_range(recipe: Recipe) -> Iterator[Finding]:
             "algorithm.epsilon",
             f"algorithm.epsilon = {epsilon}: the lower clip 1 - epsilon must stay above 0",
             "use a value below 1 (GDPO: 0.5); epsilon_high may be larger",
+        )
+
+
+@rule
+def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if algorithm.type == "tracerl" and algorithm.process_chunk is not None and algorithm.value is None:
+        yield (
+            "algorithm.process_chunk",
+            f"algorithm.process_chunk = {algorithm.process_chunk} places rewards along the trace, and "
+            "without algorithm.value no value model turns them into advantages",
+            "add algorithm.value (an empty mapping takes its defaults), or leave process_chunk out",
+        )
+
+
+@rule
+def ranges_are_ranges(recipe: Recipe) -> Iterator[Finding]:
+    accuracy = getattr(recipe.algorithm, "accuracy_range", None)
+    if accuracy is not None and accuracy[0] > accuracy[1]:
+        yield (
+            "algorithm.accuracy_range",
+            f"algorithm.accuracy_range = {list(accuracy)}: no mean reward lies in it",
+            "give the lower end first, e.g. [0.2, 0.8]",
         )
 
 

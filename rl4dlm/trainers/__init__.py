@@ -13,6 +13,7 @@ from rl4dlm.types import DenoiserSpec
 METHODS: dict[str, str] = {
     "diffu_grpo": "diffu_grpo:DiffuGRPO",
     "gdpo": "gdpo:GDPO",
+    "tracerl": "tracerl:TraceRL",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
 
@@ -23,7 +24,14 @@ def make_method(config: AlgorithmConfig, setting: Setting | None = None) -> Trai
     Args:
         config: from a recipe.
         setting: what it must know of the run; None: temperature 1, full attention.
+
+    Raises:
+        PluginError: a method from outside the package cannot be used.
     """
+    if config.type == "plugin":
+        from rl4dlm.trainers.plugin import load_plugin
+
+        return load_plugin(config, setting)
     module, name = METHODS[config.type].split(":")
     method: Callable[..., Trainer] = getattr(import_module(f"rl4dlm.trainers.{module}"), name)
     return method(config, setting)
@@ -31,5 +39,9 @@ def make_method(config: AlgorithmConfig, setting: Setting | None = None) -> Trai
 
 def make_trainer(recipe: Recipe, spec: DenoiserSpec) -> Trainer:
     """The trainer of a recipe for a model of these facts."""
-    setting = Setting(temperature=recipe.rollout.temperature, spec=spec, seed=recipe.run.seed)
-    return make_method(recipe.algorithm, setting)
+    return make_method(recipe.algorithm, setting_of(recipe, spec))
+
+
+def setting_of(recipe: Recipe, spec: DenoiserSpec) -> Setting:
+    """What methods know of a run."""
+    return Setting(temperature=recipe.rollout.temperature, spec=spec, seed=recipe.run.seed)

@@ -59,8 +59,8 @@ class StepSize:
     num_rows: int
     num_tokens: float
     """Positions that the loss sums over."""
-    num_states: int
-    """States of all rows."""
+    num_units: int
+    """States of all rows, or whatever else the method averages over."""
     num_counted: float
     """Rows that are run, averaged over the steps of a pass (exact with one minibatch)."""
     num_counted_tokens: float

@@ -107,6 +107,10 @@ class StateTrainer:
         """bool `[batch]`: rows that may enter the update at all."""
         return np.ones(len(reward), dtype=bool)
 
+    def adjust(self, rollouts: Sequence[Rollout], reward: np.ndarray) -> np.ndarray:
+        """Rewards as the method counts them, float32 `[batch]`; NaN stays NaN."""
+        return reward
+
     def extra(
         self,
         rollouts: Sequence[Rollout],
@@ -116,6 +120,12 @@ class StateTrainer:
     ) -> tuple[dict[str, np.ndarray], Metrics]:
         """What the states and the objective need besides the usual: arrays `[batch, ...]`, and metrics."""
         return {}, {}
+
+    def score(self, denoiser: Denoiser, batch: TrainBatch, micro: MicroBatch, states: States) -> Tensor:
+        """What the model says at the targets, `[states, completion]`, 0 elsewhere."""
+        rows = list(micro.rows)
+        prompts = [batch.prompt_ids[row] for row in rows]
+        return state_logp(denoiser, prompts, batch.completion_ids[rows], states, self.temperature)
 
     def has_loss(self, batch: TrainBatch) -> np.ndarray:
         """bool `[batch]`: rows that can move the weights. Without KL, a row with advantage 0 cannot."""
@@ -141,17 +151,18 @@ class StateTrainer:
         sizes = [len(group.rollouts) for group in groups]
         group: np.ndarray = np.repeat(np.arange(len(groups), dtype=np.int32), sizes)
         usable = _usable(rollouts, scores, step_rewards)
+        every_reward = self.adjust(rollouts, scores.reward)
         metrics: Metrics = {"reward/excluded": float(len(rollouts) - usable.sum())}
         if not usable.any():
             return None, metrics
         metrics |= reward_metrics(scores.reward[usable], group[usable])
-        usable[usable] = self.keep(scores.reward[usable], group[usable])
+        usable[usable] = self.keep(every_reward[usable], group[usable])
         metrics["reward/filtered"] = float(len(rollouts) - usable.sum()) - metrics["reward/excluded"]
         if not usable.any():
             return None, metrics
         index = np.flatnonzero(usable)
         steps = None if step_rewards is None else [step_rewards[i] for i in index]
-        rows, reward, group = [rollouts[i] for i in index], scores.reward[index], group[index]
+        rows, reward, group = [rollouts[i] for i in index], every_reward[index], group[index]
         advantage = self.advantages(reward, group)
         extra, more = self.extra(rows, reward, group, steps)
         batch = TrainBatch(
@@ -204,7 +215,7 @@ class StateTrainer:
         return StepSize(
             num_rows=len(index),
             num_tokens=num_tokens,
-            num_states=max(1, int(self.num_states(batch)[index].sum())),
+            num_units=max(1, int(self.num_states(batch)[index].sum())),
             num_counted=max(1e-9, len(index) * float(run.mean())),
             num_counted_tokens=max(1e-9, num_tokens * float(actions[run].sum()) / max(1, actions.sum())),
         )
@@ -216,7 +227,7 @@ class StateTrainer:
     def estimate(self, denoiser: Denoiser, batch: TrainBatch, micro: MicroBatch, inner: int) -> Tensor:
         """See `Trainer.estimate`."""
         states = self._micro_states(batch, micro, inner)
-        return self.combine(self._logp(denoiser, batch, micro, states), states, len(micro.rows))
+        return self.combine(self.score(denoiser, batch, micro, states), states, len(micro.rows))
 
     def loss(
         self,
@@ -232,7 +243,7 @@ class StateTrainer:
     ) -> tuple[Tensor, Metrics]:
         """See `Trainer.loss`. Where rows are split, value and metrics are counted with the first state."""
         states = self._micro_states(batch, micro, inner)
-        value = self.combine(self._logp(denoiser, batch, micro, states), states, len(micro.rows))
+        value = self.combine(self.score(denoiser, batch, micro, states), states, len(micro.rows))
         partial = self.needs_current(micro)
         if partial:
             assert current is not None, "rows split over their states need their whole estimate"
@@ -253,11 +264,6 @@ class StateTrainer:
         if micro.whole:
             return states
         return states.take(torch.isin(states.number, torch.tensor(micro.states)))
-
-    def _logp(self, denoiser: Denoiser, batch: TrainBatch, micro: MicroBatch, states: States) -> Tensor:
-        rows = list(micro.rows)
-        prompts = [batch.prompt_ids[row] for row in rows]
-        return state_logp(denoiser, prompts, batch.completion_ids[rows], states, self.temperature)
 
     def _rows(self, batch: TrainBatch, micro: MicroBatch, states: States, value: Tensor, inner: int) -> Rows:
         index = list(micro.rows)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rl4dlm.likelihood.states import States
+from rl4dlm.likelihood.states import States, block_of_positions
 from rl4dlm.likelihood.trajectory import Trajectories, count_states, trajectory_arrays, trajectory_states
 from rl4dlm.trainers.base import Metrics, Setting
 from rl4dlm.trainers.token_trainer import TokenTrainer
@@ -36,8 +36,11 @@ class TrajectoryTrainer(TokenTrainer):
         group: np.ndarray,
         step_rewards: Sequence[np.ndarray] | None,
     ) -> tuple[dict[str, np.ndarray], Metrics]:
-        """Step maps, drawn positions and the sampler's log-probabilities."""
-        return trajectory_arrays(rollouts), {}
+        """Step maps, drawn positions, the sampler's log-probabilities and the model's blocks."""
+        lengths = [len(rollout.prompt_ids) for rollout in rollouts]
+        completion = len(rollouts[0].completion_ids)
+        block = block_of_positions(lengths, completion, self.setting.spec).numpy()
+        return {**trajectory_arrays(rollouts), "block": block}, {}
 
     def trajectories(self, batch: TrainBatch, rows: Sequence[int]) -> Trajectories:
         """What is known of some rows' trajectories."""

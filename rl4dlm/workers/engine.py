@@ -75,6 +75,14 @@ def deepspeed_config(trainer: TrainerConfig, num_trainable: int) -> dict[str, An
     return config
 
 
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of equally shaped tensors of all ranks: a collective."""
+    device = "cpu" if torch.distributed.get_backend() == "gloo" else "cuda"
+    total = values.to(device)
+    torch.distributed.all_reduce(total)
+    return total.to(values.device)
+
+
 def make_engine(module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None) -> Any:
     """A DeepSpeed engine with torch's AdamW over the trainable parameters.
 

@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from rl4dlm.errors import Rl4dlmError, RunError, UpdateError
 from rl4dlm.loss.reduce import finish_metrics, merge_metrics
+from rl4dlm.loss.value import with_explained_variance
 from rl4dlm.recipe import AnyRecipe
 from rl4dlm.trainers.base import Metrics
 from rl4dlm.trainers.sft import SFTBatch
@@ -59,7 +60,7 @@ class PolicyGroup:
             RankDied: a rank died or did not answer within `cluster.update_timeout_s`.
             UpdateError: a loss or a gradient is not finite.
         """
-        return self._summed("update", f"update {update}", ray.put(batch), update)
+        return with_explained_variance(self._summed("update", f"update {update}", ray.put(batch), update))
 
     def sft(self, batches: Sequence[SFTBatch], rates: Sequence[float], what: str) -> list[Metrics]:
         """Some steps of supervised fine-tuning; the metrics of each."""

@@ -14,8 +14,10 @@ import torch
 
 from rl4dlm.errors import CheckpointError, StorageError
 from rl4dlm.likelihood.trace import replay_gap
+from rl4dlm.loss.reduce import merge_metrics
 from rl4dlm.models import (
     LoadedModel,
+    ValueModel,
     add_lora,
     denoiser,
     load,
@@ -27,11 +29,13 @@ from rl4dlm.models import (
 )
 from rl4dlm.recipe import AnyRecipe, Recipe
 from rl4dlm.run_folder import CheckpointParts
-from rl4dlm.trainers import make_trainer
+from rl4dlm.trainers import make_trainer, setting_of
 from rl4dlm.trainers.base import Metrics
 from rl4dlm.trainers.sft import SFTBatch
+from rl4dlm.trainers.trace_value import TraceValue
 from rl4dlm.types import Denoiser, Rollout, TrainBatch
 from rl4dlm.workers import engine as ds
+from rl4dlm.workers.critic import Critic
 from rl4dlm.workers.schedule import learning_rate
 from rl4dlm.workers.supervised import RankSFT
 from rl4dlm.workers.update import RankUpdate
@@ -51,6 +55,7 @@ class _PolicyWorker:
         self._recipe, self._rank, self._world_size = recipe, rank, recipe.cluster.num_trainers
         self._device = "cuda" if recipe.cluster.gpus_per_trainer else "cpu"
         self._engine: Any = None
+        self._critic: Critic | None = None
 
     def address(self) -> tuple[str, int]:
         """This node and a free port on it, for rank 0 to listen on."""
@@ -75,6 +80,8 @@ class _PolicyWorker:
         recipe, trainer = self._recipe, self._recipe.trainer
         if self._engine is not None:
             self._engine.destroy()
+        if self._critic is not None:
+            self._critic.update.engine.destroy()
         self._loaded = self._load_model(model_path)
         module = self._loaded.module
         if trainer.gradient_checkpointing:
@@ -87,6 +94,7 @@ class _PolicyWorker:
             self._denoiser = denoiser(self._loaded, model=self._engine, device=self._device)
             ranks = (self._rank, self._world_size)
             self._sft = RankSFT(self._engine, self._denoiser, *ranks, trainer.micro_batch_tokens)
+            self._critic = None
             return trainable
         self._trainer = make_trainer(recipe, self._loaded.spec)
         frozen = self._reference_copy(model_path)
@@ -103,7 +111,41 @@ class _PolicyWorker:
             reference=frozen,
             **({"as_reference": lambda: reference(module)} if trainer.lora is not None else {}),
         )
+        self._critic = self._make_critic(model_path)
         return trainable
+
+    def _make_critic(self, model_path: str) -> Critic | None:
+        """The value model with an engine of its own, where the method has one."""
+        recipe = self._recipe
+        value = getattr(recipe.algorithm, "value", None)
+        if value is None:
+            return None
+        module = self._value_module(model_path)
+        method = TraceValue(recipe.algorithm, value, setting_of(recipe, self._loaded.spec))
+        engine = ds.make_engine(module, recipe.trainer)
+        update = RankUpdate(
+            engine=engine,
+            denoiser=Denoiser(engine, self._loaded.spec, self._device),
+            trainer=method,
+            rank=self._rank,
+            world_size=self._world_size,
+            token_budget=recipe.trainer.micro_batch_tokens,
+            num_minibatches=recipe.trainer.num_minibatches,
+        )
+        return Critic(update, method, ds.sum_over_ranks)
+
+    def _value_module(self, model_path: str) -> torch.nn.Module:
+        """A copy of the policy's backbone with a value head; under LoRA adapters and head are trained."""
+        trainer = self._recipe.trainer
+        loaded = self._load_model(model_path)
+        module = ValueModel(loaded.module)
+        if trainer.gradient_checkpointing:
+            module.gradient_checkpointing_enable()
+        if trainer.lora is not None:
+            module.backbone = add_lora(
+                module.backbone, trainer.lora, loaded.family, seed=self._recipe.run.seed
+            )
+        return module
 
     def _load_model(self, path: str) -> LoadedModel:
         model = self._recipe.model
@@ -133,10 +175,21 @@ class _PolicyWorker:
         """
         rate = learning_rate(self._recipe.trainer, update)
         ds.set_learning_rate(self._engine, rate)
-        metrics = self._update.run(batch)
+        judged: Metrics = {}
+        if self._critic is not None:
+            batch, judged = self._judge(self._critic, batch, rate)
+            if update <= self._critic.method.value.warmup_updates:
+                return judged
+        metrics = merge_metrics([judged, self._update.run(batch)])
         if self._rank == 0:
             metrics["learning_rate"] = rate
         return metrics
+
+    def _judge(self, critic: Critic, batch: TrainBatch, rate: float) -> tuple[TrainBatch, Metrics]:
+        """Train the value model, whose rate follows the policy's schedule; the batch gets its advantages."""
+        share = rate / self._recipe.trainer.learning_rate
+        ds.set_learning_rate(critic.update.engine, critic.method.value.learning_rate * share)
+        return critic.run(batch)
 
     def sft(self, batches: list[SFTBatch], rates: list[float]) -> list[Metrics]:
         """Optimizer steps of supervised fine-tuning, with their learning rates; metrics of each, this rank's
@@ -191,9 +244,10 @@ class _PolicyWorker:
         """
         parts = CheckpointParts(Path(folder))
         try:
-            self._engine.save_checkpoint(
-                folder, tag=parts.engine.name, save_latest=False, exclude_frozen_parameters=True
-            )
+            for engine, part in self._engines(parts):
+                engine.save_checkpoint(
+                    folder, tag=part.name, save_latest=False, exclude_frozen_parameters=True
+                )
         except (OSError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise StorageError(f"{folder}: the checkpoint could not be written: {reason}") from error
@@ -210,17 +264,25 @@ class _PolicyWorker:
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        try:
-            found, _ = self._engine.load_checkpoint(
-                folder,
-                tag=CheckpointParts(Path(folder)).engine.name,
-                load_module_strict=self._recipe.trainer.lora is None,
-                load_lr_scheduler_states=False,
-            )
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-            raise _unreadable(folder, (str(error).splitlines() or [type(error).__name__])[0]) from error
-        if found is None:
-            raise _unreadable(folder, "the engine's files are missing")
+        for engine, part in self._engines(CheckpointParts(Path(folder))):
+            try:
+                found, _ = engine.load_checkpoint(
+                    folder,
+                    tag=part.name,
+                    load_module_strict=self._recipe.trainer.lora is None,
+                    load_lr_scheduler_states=False,
+                )
+            except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+                raise _unreadable(folder, (str(error).splitlines() or [type(error).__name__])[0]) from error
+            if found is None:
+                raise _unreadable(folder, f"the files of {part.name} are missing")
+
+    def _engines(self, parts: CheckpointParts) -> list[tuple[Any, Path]]:
+        """Everything with an optimizer, and where a checkpoint keeps it."""
+        engines = [(self._engine, parts.engine)]
+        if self._critic is not None:
+            engines.append((self._critic.update.engine, parts.value))
+        return engines
 
     def close(self) -> None:
         """Leave the process group."""

@@ -47,6 +47,10 @@ class RankUpdate:
     """Frozen weights; None with LoRA, where `as_reference` switches the adapters off."""
     as_reference: Callable[[], AbstractContextManager[None]] = nullcontext
 
+    def estimate(self, batch: TrainBatch) -> Estimates:
+        """The trainer's estimates of this rank's rows, pass 0: eval mode, no gradient."""
+        return self._estimate(self.denoiser, batch, np.arange(len(batch)), 0)
+
     def run(self, batch: TrainBatch) -> Metrics:
         """All passes over `batch`.
 

@@ -29,6 +29,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "diffu_grpo": {"type": "diffu_grpo", "beta": 0.0},
     "diffu_grpo-kl": {"type": "diffu_grpo", "p_mask_prompt": 0.5},
     "diffu_grpo-importance": {"type": "diffu_grpo", "importance_correction": "truncated"},
+    "tracerl": {"type": "tracerl"},
+    "tracerl-shrunk": {"type": "tracerl", "shrink": 2, "aggregation": "step_mean", "beta": 0.1},
+    "tracerl-release": {"type": "tracerl", "aggregation": "state_mean", "importance_correction": "truncated"},
 }
 """Settings by name; every method must occur."""
 

@@ -39,6 +39,7 @@ BROKEN = [
     ("blocks_divide_the_canvas", ["rollout.diffusion_steps=9"], "rollout.diffusion_steps", "8 or less"),
     ("groups_have_company", ["rollout.num_generations=1"], "rollout.num_generations", "at least 2"),
     ("something_to_explore", ["rollout.temperature=0"], "rollout.temperature", "0.6 to 1.0"),
+    ("sampler_settings_are_read", ["rollout.threshold=0.8"], "rollout.threshold", "dynamic or threshold"),
     (
         "lengths_fit_the_model",
         ["model.init.max_sequence_length=8"],
@@ -87,6 +88,18 @@ BROKEN = [
         "set it to 1",
     ),
     ("clip_range_is_a_range", ["algorithm.epsilon=1"], "algorithm.epsilon", "below 1"),
+    (
+        "process_rewards_need_values",
+        ["algorithm={type: tracerl, process_chunk: 4}"],
+        "algorithm.process_chunk = 4",
+        "add algorithm.value",
+    ),
+    (
+        "ranges_are_ranges",
+        ["algorithm={type: tracerl, accuracy_range: [0.8, 0.2]}"],
+        "algorithm.accuracy_range",
+        "lower end first",
+    ),
     ("warmup_ends", ["trainer.warmup_steps=120"], "trainer.warmup_steps", "a tenth"),
 ]
 

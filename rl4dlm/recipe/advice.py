@@ -1,0 +1,77 @@
+"""What is allowed and unwise: findings of the same form as rules, told as warnings before a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rl4dlm.recipe.rules import Finding
+
+if TYPE_CHECKING:
+    from rl4dlm.recipe import Recipe, SFTRecipe
+
+Advice = Callable[["Recipe"], Iterator[Finding]]
+ADVICE: list[Advice] = []
+
+
+def advice(check: Advice) -> Advice:
+    """Register a piece of advice."""
+    ADVICE.append(check)
+    return check
+
+
+def warnings_of(recipe: Recipe) -> list[str]:
+    """All warnings about a recipe, each with its remedy."""
+    return [f"{problem}.\nBetter: {remedy}." for check in ADVICE for _, problem, remedy in check(recipe)]
+
+
+def sft_warnings_of(recipe: SFTRecipe, attention: str) -> list[str]:
+    """The same about a recipe of fine-tuning, for a model whose attention is `full` or `block_causal`."""
+    found = (*_canvas_is_learned(recipe, attention), *_draws_come_from_seeds(recipe))
+    return [f"{problem}.\nBetter: {remedy}." for _, problem, remedy in found]
+
+
+def _canvas_is_learned(recipe: SFTRecipe, attention: str) -> Iterator[Finding]:
+    if attention == "full" and recipe.sft.fill == "none":
+        yield (
+            "sft.fill",
+            "sft.fill = none: a model with full attention decodes a whole canvas, and does not learn to fill "
+            "what follows its answer",
+            "use canvas or batch where the model is to be sampled",
+        )
+
+
+def _draws_come_from_seeds(recipe: SFTRecipe) -> Iterator[Finding]:
+    lora = recipe.trainer.lora
+    if lora is not None and lora.lora_dropout > 0:
+        yield (
+            "trainer.lora.lora_dropout",
+            f"trainer.lora.lora_dropout = {lora.lora_dropout:g} draws from torch's generator, so that a "
+            "resumed run is not bit-equal to one that went through",
+            "leave it at 0 where that matters",
+        )
+
+
+DRAWS_BEFORE_IT_CHOOSES = (
+    "low_confidence",
+    "dream_maskgit_plus",
+    "dynamic",
+    "threshold",
+    "factor",
+    "rcr",
+)
+"""Samplers under which the committed token does not follow the model's conditional law."""
+
+
+@advice
+def trajectories_follow_the_law(recipe: Recipe) -> Iterator[Finding]:
+    rollout = recipe.rollout
+    biased = rollout.temperature > 0 and rollout.remasking in DRAWS_BEFORE_IT_CHOOSES
+    if recipe.algorithm.scores_trajectories and biased:
+        yield (
+            "rollout.remasking",
+            f"rollout.remasking = {rollout.remasking} draws a token everywhere and keeps the likeliest, so "
+            f"the trajectory likelihoods of {recipe.algorithm.type} are not those of its actions (released "
+            "TraceRL does the same)",
+            "set rollout.remasking to top_probability or random, whose law is exact",
+        )

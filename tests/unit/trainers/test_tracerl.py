@@ -1,0 +1,178 @@
+"""TraceRL: states of the trajectory, aggregations, filters, rewards of tokens, the value model's method."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny import conditional_table, tiny_denoiser, tiny_groups, tiny_rollout, tiny_scores
+
+from rl4dlm.recipe.algorithms import TraceRLConfig, ValueConfig
+from rl4dlm.trainers.base import Setting
+from rl4dlm.trainers.diffu_grpo import DiffuGRPO
+from rl4dlm.trainers.trace_value import TraceValue
+from rl4dlm.trainers.tracerl import TOKEN_REWARD, TraceRL
+from rl4dlm.types import Prompt, RolloutGroup
+
+WHOLE = 10**6
+REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]
+
+
+def setting(block_length: int | None = None, temperature: float = 1.0) -> Setting:
+    return Setting(temperature=temperature, spec=tiny_denoiser(block_length=block_length).spec)
+
+
+def group_of(*step_maps: list[int], completion=(1, 0, 2, 0), prompt=(2, 0)) -> list[RolloutGroup]:
+    """One prompt; every rollout has the same tokens and a step map of its own."""
+    rollouts = []
+    for sample, steps in enumerate(step_maps):
+        rollout = tiny_rollout(prompt, completion, sample=sample)
+        trace = dataclasses.replace(rollout.trace, step_map=np.array(steps, dtype=np.int32))
+        rollouts.append(dataclasses.replace(rollout, trace=trace, num_steps=max(steps) + 1))
+    return [RolloutGroup(Prompt(0, "", "", tuple(prompt)), tuple(rollouts))]
+
+
+def prepared(trainer, groups=None, reward=REWARD, step_rewards=None):
+    groups = tiny_groups() if groups is None else groups
+    batch, metrics = trainer.prepare(
+        groups, tiny_scores(reward), policy_version=0, seed=0, step_rewards=step_rewards
+    )
+    return batch, metrics
+
+
+def estimate(trainer, denoiser, batch, budget=WHOLE):
+    rows = range(len(batch))
+    every = dataclasses.replace(batch, advantage=np.ones(len(batch), dtype=np.float32))
+    value = torch.zeros(len(batch), batch.completion_ids.shape[1], dtype=torch.float64)
+    with torch.no_grad():
+        for micro in trainer.micro_batches(every, rows, budget):
+            value[list(micro.rows)] += trainer.estimate(denoiser, every, micro, 0)
+    return value
+
+
+@pytest.mark.parametrize("budget", [1, 20, WHOLE])
+def test_the_estimate_is_the_conditional_of_each_visited_state(budget):
+    denoiser = tiny_denoiser()
+    trainer = TraceRL(TraceRLConfig(), setting())
+    batch, _ = prepared(trainer, group_of([3, 1, 0, 2], [0, 1, 2, 3]), [1, 0])
+    table = conditional_table(denoiser, [2, 0], [1, 0, 2, 0])  # [2^4, 4], bit i = position i hidden
+    # First row: position 2, then 1, 3, 0: hidden sets 1111, 1011, 1001, 0001.
+    expected = [table[0b0001, 0], table[0b1011, 1], table[0b1111, 2], table[0b1001, 3]]
+    found = estimate(trainer, denoiser, batch, budget)
+    assert found[0].tolist() == pytest.approx([value.item() for value in expected], abs=1e-12)
+    left_to_right = [table[0b1111, 0], table[0b1110, 1], table[0b1100, 2], table[0b1000, 3]]
+    assert found[1].tolist() == pytest.approx([value.item() for value in left_to_right], abs=1e-12)
+
+
+def test_merging_all_steps_is_diffu_grpo_without_prompt_masks():
+    from rl4dlm.recipe.algorithms import DiffuGRPOConfig
+
+    denoiser = tiny_denoiser()
+    shrunk = TraceRL(TraceRLConfig(shrink=5, completion_scope="canvas"), setting())
+    plain = DiffuGRPO(DiffuGRPOConfig(p_mask_prompt=0.0, beta=0, completion_scope="canvas"), setting())
+    left, right = (estimate(t, denoiser, prepared(t)[0]) for t in (shrunk, plain))
+    torch.testing.assert_close(left, right, atol=1e-12, rtol=0)
+
+
+def test_the_doubled_layout_gives_the_sequential_conditionals_of_a_block_model():
+    denoiser = tiny_denoiser(block_length=2)
+    trainer = TraceRL(TraceRLConfig(), setting(block_length=2))
+    # A prompt of one token: blocks hold (prompt, y0), (y1, y2), (y3).
+    groups = group_of([0, 2, 1, 3], [0, 1, 2, 3], prompt=(2,))
+    found = estimate(trainer, denoiser, prepared(trainer, groups, [1, 0])[0])
+    mask, ids = denoiser.spec.mask_id, [2, 1, 0, 2, 0]
+    states = {0: [2, mask], 2: [2, 1, mask, mask], 1: [2, 1, mask, 2], 3: [2, 1, 0, 2, mask]}
+    for position, state in states.items():  # position in the completion; the state ends with its block
+        tokens = torch.tensor([state])
+        logits = denoiser.logits(tokens, None, torch.ones_like(tokens, dtype=torch.bool))
+        logp = logits.log_softmax(-1)[position + 1, ids[position + 1]]
+        assert found[0, position].item() == pytest.approx(logp.item(), abs=1e-12)
+
+
+def test_log_probabilities_are_taken_at_the_rollouts_temperature_unless_told_otherwise():
+    denoiser, groups = tiny_denoiser(), group_of([0, 1, 2, 3], [0, 1, 2, 3])
+    values = {}
+    for tempered in (True, False):
+        trainer = TraceRL(TraceRLConfig(tempered=tempered), setting(temperature=0.5))
+        values[tempered] = estimate(trainer, denoiser, prepared(trainer, groups, [1, 0])[0])
+    plain = TraceRL(TraceRLConfig(), setting())
+    torch.testing.assert_close(values[False], estimate(plain, denoiser, prepared(plain, groups, [1, 0])[0]))
+    assert (values[True] - values[False]).abs().max() > 0.1
+
+
+def test_groups_outside_the_accuracy_range_are_left_out():
+    trainer = TraceRL(TraceRLConfig(accuracy_range=(0.2, 0.5)), setting())
+    batch, metrics = prepared(trainer)  # group means .375, 0, .5625
+    assert len(batch) == 4 and set(batch.group) == {0}
+    assert metrics["reward/filtered"] == 8.0
+    nothing, _ = prepared(TraceRL(TraceRLConfig(accuracy_range=(0.9, 1.0)), setting()))
+    assert nothing is None
+
+
+def test_completions_at_the_end_of_the_canvas_count_as_wrong_on_request():
+    groups = group_of([0, 1, 2, 3], [0, 1, 2, 3])
+    ended = dataclasses.replace(groups[0].rollouts[0], completion_len=2)
+    groups = [RolloutGroup(groups[0].prompt, (ended, groups[0].rollouts[1]))]
+    config = TraceRLConfig(overlong_margin=1, scale_rewards="none")
+    batch, metrics = prepared(TraceRL(config, setting()), groups, [1, 1])
+    assert batch.advantage.tolist() == [0.5, -0.5]
+    assert metrics["reward"] == 1.0  # what was earned is reported as it is
+    unchanged, _ = prepared(TraceRL(TraceRLConfig(), setting()), groups, [1, 1])
+    assert not unchanged.advantage.any()
+
+
+def weights_of(aggregation: str, shrink: int = 1, **changes):
+    """The weight of each token of a batch of two rows with step maps [0, 0, 1, 1] and [0, 1, 2, 3]."""
+    trainer = TraceRL(TraceRLConfig(aggregation=aggregation, shrink=shrink, **changes), setting())
+    batch, _ = prepared(trainer, group_of([0, 0, 1, 1], [0, 1, 2, 3]), [1, 0])
+    (micro,) = trainer.micro_batches(batch, range(2), WHOLE)
+    states = trainer.states(batch, [0, 1], 0)
+    rows = trainer._rows(batch, micro, states, torch.zeros(2, 4, dtype=torch.float64), 0)
+    return trainer.weights(rows, trainer.step_size(batch, range(2)))
+
+
+def test_aggregations_by_hand():
+    torch.testing.assert_close(weights_of("token_mean"), torch.full((2, 4), 1 / 8).double())
+    # 2 + 4 steps; a step of two tokens gives each half of its share.
+    by_step = torch.tensor([[1 / 12] * 4, [1 / 6] * 4]).double()
+    torch.testing.assert_close(weights_of("step_mean"), by_step)
+    # 6 states, canvas of 4.
+    torch.testing.assert_close(weights_of("state_mean"), torch.full((2, 4), 1 / 24).double())
+    torch.testing.assert_close(weights_of("canvas"), torch.full((2, 4), 1 / 8).double())
+
+
+def test_the_compared_reward_lies_on_the_last_steps_tokens():
+    trainer = TraceRL(TraceRLConfig(value=ValueConfig(), scale_rewards="none"), setting())
+    batch, _ = prepared(trainer, group_of([3, 1, 0, 3], [0, 1, 2, 3]), [1, 0])
+    assert batch.extra[TOKEN_REWARD].tolist() == [[0.5, 0, 0, 0.5], [0, 0, 0, -0.5]]
+
+
+def test_process_rewards_lie_where_their_chunks_end():
+    config = TraceRLConfig(value=ValueConfig(), process_chunk=2, scale_rewards="none")
+    trainer, groups = TraceRL(config, setting()), group_of([3, 1, 0, 2], [0, 1, 2, 3])
+    assert [[text.tolist() for text in row] for row in trainer.partial_decodes(groups)] == [
+        [[1, 0], [1, 0, 2, 0]]
+    ] * 2
+    step_rewards = [np.array([1.0, 0.0]), np.array([0.0, 0.5])]
+    batch, _ = prepared(trainer, groups, [0, 0.5], step_rewards)
+    assert batch.extra[TOKEN_REWARD].tolist() == [[0.5, 0, 0, -0.25], [0, -0.5, 0, 0.25]]
+
+
+def test_zero_values_give_the_completions_advantage_to_every_token():
+    config = TraceRLConfig(value=ValueConfig())
+    trainer, method = TraceRL(config, setting()), TraceValue(config, config.value, setting())
+    batch, _ = prepared(trainer)
+    for row in range(len(batch)):
+        credit = method.credit(batch, row, np.zeros(5))
+        expected = np.where(batch.loss_mask[row], batch.advantage[row], 0)
+        np.testing.assert_allclose(credit.advantage, expected, atol=1e-6)
+
+
+def test_the_value_models_states_are_the_policys():
+    config = TraceRLConfig(value=ValueConfig(), shrink=2)
+    trainer, method = TraceRL(config, setting()), TraceValue(config, config.value, setting())
+    batch, _ = prepared(trainer)
+    left, right = trainer.states(batch, range(12), 0), method.states(batch, range(12), 0)
+    assert torch.equal(left.is_masked, right.is_masked) and torch.equal(left.target, right.target)
