@@ -75,6 +75,36 @@ def train(
     run(loaded, resume=resume, step=step)
 
 
+@app.command()
+def sft(
+    recipe: RecipeArguments,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the cost, start nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or from step=N.")
+    ] = False,
+) -> None:
+    """Fine-tune on completions: random masks, blocks, traces, next tokens; conversion of AR models.
+
+    Example: rl4dlm sft sft/tiny_sort trainer.max_steps=100 run.name=mine
+    """
+    from rl4dlm.recipe import SFTRecipe
+    from rl4dlm.run_folder import RunFolder
+
+    arguments, step = _take_step(recipe, resume)
+    loaded = _recipe(arguments, SFTRecipe)
+    RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
+    if dry_run:
+        from rl4dlm.dry_run import dry_run_sft
+
+        dry_run_sft(loaded)
+        return
+    from rl4dlm.finetune import finetune
+
+    finetune(loaded, resume=resume, step=step)
+
+
 @app.command("eval")
 def evaluate(
     recipe: Annotated[
@@ -479,18 +509,27 @@ def _reward_settings(settings: list[str] | None) -> dict[str, Any]:
     return kwargs
 
 
-def _recipe(arguments: list[str]) -> Any:
-    """Layer the recipes among the arguments, then apply the overrides."""
+def _recipe(arguments: list[str], kind: type[Any] | None = None) -> Any:
+    """Layer the recipes among the arguments, then apply the overrides; `kind` None: one for RL."""
     from rl4dlm.errors import RecipeError
-    from rl4dlm.recipe import load_recipe
+    from rl4dlm.recipe import Recipe, load_recipe
 
+    kind = kind or Recipe
+    command, example = ("train", "quickstart") if kind is Recipe else ("sft", "sft/tiny_sort")
     overrides = [a for a in arguments if "=" in a and not Path(a).exists()]
     names = [a for a in arguments if a not in overrides]
     if not names:
         raise RecipeError(
-            "no recipe was named.\nFix: `rl4dlm train quickstart`; `rl4dlm recipes ls` lists them."
+            f"no recipe was named.\nFix: `rl4dlm {command} {example}`; `rl4dlm recipes ls` lists them."
         )
-    return load_recipe([_run_recipe(name) for name in names], overrides)
+    loaded = load_recipe([_run_recipe(name) for name in names], overrides)
+    if not isinstance(loaded, kind):
+        has, other = ("no section sft", "train") if kind is not Recipe else ("a section sft", "sft")
+        raise RecipeError(
+            f"{', '.join(names)}: the recipe has {has}, so it is one for `rl4dlm {other}`.\n"
+            f"Fix: use that command, or a recipe such as {example}."
+        )
+    return loaded
 
 
 def _run_recipe(name: str) -> str:

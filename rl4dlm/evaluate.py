@@ -16,7 +16,7 @@ from rl4dlm.benchmarks.results import Key
 from rl4dlm.data import EVAL_UID
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.recipe import Recipe
+from rl4dlm.recipe import AnyRecipe, Recipe
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.rollout import Request, mix_block_lengths
 from rl4dlm.rollout.partial import predicted_texts
@@ -37,7 +37,7 @@ class Evaluation:
 
 
 @contextmanager
-def rollout_workers(recipe: Recipe, model_path: str, say: Say) -> Iterator[tuple[RolloutPool, Placement]]:
+def rollout_workers(recipe: AnyRecipe, model_path: str, say: Say) -> Iterator[tuple[RolloutPool, Placement]]:
     """Ray, its reservation, and rollout workers that hold the model folder's weights as version 0; all of it
     ends with the block."""
     with ray_session(recipe.cluster, say):
@@ -201,7 +201,7 @@ def evaluate(
     rollouts: RolloutPool,
     rewards: RewardWorkers,
     prompts: Sequence[Prompt],
-    recipe: Recipe,
+    recipe: AnyRecipe,
     *,
     version: int,
     update: int,
@@ -236,7 +236,7 @@ def _one_pass(
     rollouts: RolloutPool,
     rewards: RewardWorkers,
     prompts: Sequence[Prompt],
-    recipe: Recipe,
+    recipe: AnyRecipe,
     spec: SamplerSpec,
     num_samples: int,
     version: int,

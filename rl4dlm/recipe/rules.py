@@ -6,19 +6,27 @@ A rule yields `(key, problem, remedy)` for whatever it finds; `key` is the dotte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rl4dlm.recipe import Recipe
+    from rl4dlm.recipe import Recipe, SFTRecipe
 
 Finding = tuple[str, str, str]
-Rule = Callable[["Recipe"], Iterator[Finding]]
+Rule = Callable[[Any], Iterator[Finding]]
 RULES: list[Rule] = []
+SFT_RULES: list[Rule] = []
+"""Those of a recipe for supervised fine-tuning."""
 
 
 def rule(check: Rule) -> Rule:
     """Register a rule; all of them run after the schema has passed."""
     RULES.append(check)
+    return check
+
+
+def sft_rule(check: Rule) -> Rule:
+    """Register a rule of recipes for supervised fine-tuning."""
+    SFT_RULES.append(check)
     return check
 
 
@@ -29,6 +37,7 @@ def divisors_near(value: int, total: int, most: int = 3) -> str:
     return " or ".join(map(str, nearest))
 
 
+@sft_rule
 @rule
 def one_model_source(recipe: Recipe) -> Iterator[Finding]:
     if (recipe.model.path is None) == (recipe.model.init is None):
@@ -50,6 +59,7 @@ def one_model_source(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def a_model_from_scratch_is_as_long_as_it_is_made(recipe: Recipe) -> Iterator[Finding]:
     if recipe.model.init is not None and recipe.model.max_length is not None:
@@ -122,6 +132,7 @@ def experts_can_be_chosen(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def one_data_source(recipe: Recipe) -> Iterator[Finding]:
     if (recipe.data.task is None) == (recipe.data.train is None):
@@ -136,6 +147,7 @@ def one_data_source(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def char_tokenizer_has_characters(recipe: Recipe) -> Iterator[Finding]:
     init = recipe.model.init
@@ -276,6 +288,7 @@ def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def lengths_fit_the_model(recipe: Recipe) -> Iterator[Finding]:
     init = recipe.model.init
@@ -326,6 +339,7 @@ def ranks_have_work(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def offload_needs_sharding(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.offload_optimizer and recipe.trainer.zero_stage == 0:
@@ -352,6 +366,7 @@ def warm_start_has_demonstrations(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def placement_fits(recipe: Recipe) -> Iterator[Finding]:
     cluster = recipe.cluster
@@ -377,6 +392,7 @@ def placement_fits(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def a_worker_uses_one_gpu(recipe: Recipe) -> Iterator[Finding]:
     for key in ("gpus_per_trainer", "gpus_per_rollout_worker"):
@@ -470,6 +486,7 @@ def ranges_are_ranges(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def warmup_ends(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.warmup_steps >= recipe.trainer.max_steps and recipe.trainer.max_steps > 1:
@@ -479,3 +496,78 @@ def warmup_ends(recipe: Recipe) -> Iterator[Finding]:
             f"trainer.max_steps = {recipe.trainer.max_steps}",
             "warm up over a tenth of the run or less",
         )
+
+
+@sft_rule
+def sampling_fits(recipe: SFTRecipe) -> Iterator[Finding]:
+    """Where evaluations sample, the sampler's and the rewards' rules hold as in reinforcement learning."""
+    if recipe.reward is not None:
+        yield from blocks_divide_the_canvas(recipe)
+        yield from every_reward_has_a_weight(recipe)
+
+
+@sft_rule
+def steps_have_rows(recipe: SFTRecipe) -> Iterator[Finding]:
+    if recipe.cluster.num_trainers > recipe.sft.batch_size:
+        yield (
+            "cluster.num_trainers",
+            f"cluster.num_trainers = {recipe.cluster.num_trainers} ranks share sft.batch_size = "
+            f"{recipe.sft.batch_size} rows per optimizer step",
+            f"use {recipe.sft.batch_size} ranks or less, or a larger sft.batch_size",
+        )
+    if recipe.trainer.num_minibatches > 1:
+        yield (
+            "trainer.num_minibatches",
+            f"trainer.num_minibatches = {recipe.trainer.num_minibatches} splits batches of rollouts, and "
+            "fine-tuning takes one optimizer step per batch",
+            "leave it out and set sft.batch_size",
+        )
+
+
+@sft_rule
+def objective_fits_itself(recipe: SFTRecipe) -> Iterator[Finding]:
+    """Settings of the objective that contradict each other or the canvas."""
+    objective, key = recipe.sft.objective, "sft.objective"
+    if objective is None:
+        return
+    low, high = getattr(objective, "min_rate", 0.0), getattr(objective, "max_rate", 1.0)
+    if low > high:
+        yield f"{key}.min_rate", f"{key}.min_rate = {low:g} exceeds {key}.max_rate = {high:g}", "swap them"
+    if getattr(objective, "half_life", None) is not None and objective.mask_rule != "count":
+        yield (
+            f"{key}.half_life",
+            f"{key}.half_life = {objective.half_life:g} chooses which of k positions are hidden, and "
+            f"{key}.mask_rule is {objective.mask_rule}",
+            f"set {key}.mask_rule: count",
+        )
+    growth = getattr(objective, "growth", None)
+    if growth is not None and (min(growth) < 1 or growth != sorted(growth)):
+        yield (
+            f"{key}.growth",
+            f"{key}.growth = {growth} does not grow from 1 or more",
+            "sort it, as in [1, 2, 4]",
+        )
+    elif growth is not None and objective.block_length not in (None, growth[-1]):
+        yield (
+            f"{key}.growth",
+            f"{key}.growth ends at {growth[-1]}, and {key}.block_length = {objective.block_length}",
+            "make them equal, or leave block_length out",
+        )
+
+
+@sft_rule
+def answers_have_a_source(recipe: SFTRecipe) -> Iterator[Finding]:
+    if recipe.data.task is None and recipe.data.task_answers != "demonstrations":
+        yield (
+            "data.task_answers",
+            f"data.task_answers = {recipe.data.task_answers} is about a procedural task, and data.task is "
+            "not set",
+            "leave it out",
+        )
+    if recipe.data.task is not None and recipe.sft.objective is not None:
+        if recipe.sft.objective.type == "trace":
+            yield (
+                "sft.objective.type",
+                "sft.objective.type = trace needs rows with a step_map, and data.task has none",
+                "set data.train to a run's rollouts folder",
+            )

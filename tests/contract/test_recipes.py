@@ -15,7 +15,7 @@ from rich.console import Console
 from rl4dlm.recipe import Recipe, dump_resolved, list_recipes, load_recipe
 from rl4dlm.recipe.sections import ModelInit
 
-RECIPES = list_recipes()
+RECIPES = {name: path for name, path in list_recipes().items() if not name.startswith("sft/")}
 TINY = [name for name in RECIPES if load_recipe(name).model.init is not None]
 LARGE = [name for name in RECIPES if name not in TINY]
 LARGE_GDPO = [name for name in LARGE if name.startswith("gdpo/llada")]
