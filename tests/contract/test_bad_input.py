@@ -383,8 +383,9 @@ def test_a_reward_that_cannot_be_tried(place: Path, refused: Refused) -> None:
         "rewards", "test", "signature.py", told=["parameters (text)", "f(prompts, completions, **columns)"]
     )
     refused(
-        "rewards", "test", "sort", "--data", "nowhere.jsonl", told=["nowhere.jsonl cannot be read", "Fix: "]
+        "rewards", "test", "sort", "--data", "nowhere.jsonl", told=["nowhere.jsonl: no such file", "Fix: "]
     )
+    refused("rewards", "test", "sort", "--set", "exact", told=["'exact' has no value", "Fix: "])
     refused(
         "rewards", "test", "sort", "--data", "rows.jsonl", told=["rows.jsonl, row 1", "completion", "Fix: "]
     )
