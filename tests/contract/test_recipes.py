@@ -18,6 +18,7 @@ from rl4dlm.recipe.sections import ModelInit
 RECIPES = list_recipes()
 TINY = [name for name in RECIPES if load_recipe(name).model.init is not None]
 LARGE = [name for name in RECIPES if name not in TINY]
+LARGE_GDPO = [name for name in LARGE if name.startswith("gdpo/llada")]
 
 ON_CPU = ["cluster.gpus_per_trainer=0", "cluster.gpus_per_rollout_worker=0", "eval.num_prompts=4"]
 ROWS = {
@@ -88,8 +89,8 @@ def test_the_resolved_recipe_reads_back_as_itself(name, tmp_path):
     assert load_recipe(tmp_path / "recipe.yaml") == of(name)
 
 
-@pytest.mark.parametrize("name", [name for name in LARGE if name.startswith("gdpo/llada")])
-def test_the_published_settings_are_those_of_the_paper(name):
+@pytest.mark.parametrize("name", LARGE_GDPO)
+def test_the_published_settings_of_gdpo_are_those_of_the_paper(name):
     recipe = of(name)
     algorithm, rollout, trainer = recipe.algorithm, recipe.rollout, recipe.trainer
     assert (algorithm.estimator, algorithm.num_nodes, algorithm.num_masks) == ("sdmc", 3, 1)
