@@ -51,8 +51,6 @@ class MDPO(TokenTrainer):
         corrects = self.config.importance_correction != "none"
         return Replay(self, self.config.importance_cap) if corrects else None
 
-    # --- On the driver: which steps, with which advantages. ---
-
     def partial_decodes(self, groups: Sequence[RolloutGroup]) -> list[list[np.ndarray]]:
         """The predicted answers of every `reward_stride`-th step and of the last."""
         return [predicted_texts(row, self._rewarded(row), self.setting.spec) for row in flatten(groups)]
@@ -101,8 +99,6 @@ class MDPO(TokenTrainer):
             beyond, mask_id = self.config.train_beyond_block, self.setting.spec.mask_id
             visited.write((row, place), rollout, step, mask_id, beyond)
         return visited
-
-    # --- On the ranks: states, estimate, loss. ---
 
     def num_states(self, batch: TrainBatch) -> np.ndarray:
         """The chosen steps that each row took."""
