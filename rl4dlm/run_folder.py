@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl4dlm.errors import CheckpointError, StorageError
-from rl4dlm.recipe import Recipe, dump_resolved, load_recipe
+from rl4dlm.recipe import AnyRecipe, dump_resolved, load_recipe
 
 # Settings that a resumed run may change: they do not touch what the weights become, or say how long to go on.
 MAY_CHANGE = (
@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "reward.timeout_s",
     "reward.num_processes",
     "reward.max_error_rate",
+    "sft.elbo_states",
 )
 
 
@@ -75,10 +76,12 @@ class RunFolder:
         self.warm_start = root / "warm_start"
         self.model = root / "model"
         self.rollouts = root / "rollouts"
+        self.prompt_filter = root / "prompt_filter.jsonl"
+        """A line per prompt that `data.over_denoising` tried."""
         self.log = root / "log.txt"
 
     @classmethod
-    def of(cls, recipe: Recipe) -> RunFolder:
+    def of(cls, recipe: AnyRecipe) -> RunFolder:
         """The folder that a recipe's run has, whether or not it exists."""
         return cls(Path(recipe.run.output_dir) / recipe.run.name)
 
@@ -95,7 +98,7 @@ class RunFolder:
                 "Fix: choose another run.name or run.output_dir, or continue that run with --resume."
             )
 
-    def create(self, recipe: Recipe) -> None:
+    def create(self, recipe: AnyRecipe) -> None:
         """Make the folder of a new run and write its recipe.
 
         Raises:
@@ -107,7 +110,9 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             dump_resolved(recipe, self.recipe)
 
-    def starting_point(self, recipe: Recipe, *, resume: bool, step: int | None = None) -> Checkpoint | None:
+    def starting_point(
+        self, recipe: AnyRecipe, *, resume: bool, step: int | None = None
+    ) -> Checkpoint | None:
         """The checkpoint that a run goes on from, None for update 0; nothing is written.
 
         Args:
@@ -128,7 +133,7 @@ class RunFolder:
             )
         return checkpoint
 
-    def require_same_run(self, recipe: Recipe) -> None:
+    def require_same_run(self, recipe: AnyRecipe) -> None:
         """A resumed run must be the one that lies here; nothing is written.
 
         Raises:
@@ -148,7 +153,7 @@ class RunFolder:
                     f"Fix: set {key}={json.dumps(old)} to resume, or start a new run under another run.name."
                 )
 
-    def reopen(self, recipe: Recipe) -> None:
+    def reopen(self, recipe: AnyRecipe) -> None:
         """Go on with the run that lies here: clear what a killed run left half-written, write the recipe.
 
         Raises:

@@ -3,26 +3,34 @@ recovery."""
 
 from __future__ import annotations
 
-import math
 import shutil
-import time
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
+from rl4dlm.data import KeptPrompts, PromptSource, demonstrations, open_task
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import CollapseError, RewardError, UpdateError
-from rl4dlm.evaluate import evaluate, group_rollouts, is_correct, make_requests, score_groups, score_steps
-from rl4dlm.models import save
-from rl4dlm.preflight import Preflight, preflight
+from rl4dlm.evaluate import (
+    evaluate,
+    group_rollouts,
+    is_correct,
+    make_requests,
+    score_groups,
+    score_steps,
+    verify_steps,
+)
+from rl4dlm.models import encode
+from rl4dlm.preflight import Preflight, preflight, starting_model
+from rl4dlm.prompt_filter import num_tried, over_denoised_prompts
 from rl4dlm.recipe import Recipe
+from rl4dlm.recipe.sections import OverDenoisingFilter
 from rl4dlm.reward.scores import num_not_applicable, too_many_failures
-from rl4dlm.rollout import to_table, write_parquet
+from rl4dlm.rollout import mix_block_lengths, to_table, write_parquet
 from rl4dlm.run_folder import RunFolder, storage
 from rl4dlm.tracking import (
     RunHistory,
@@ -34,11 +42,15 @@ from rl4dlm.tracking import (
 )
 from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.base import Trainer
-from rl4dlm.types import Rollout, RolloutGroup, Scores, flatten
+from rl4dlm.trainers.sft import SFTBatch, sft_batch
+from rl4dlm.trainers.sft_steps import warm_start_plan
+from rl4dlm.types import Prompt, Rollout, RolloutGroup, Scores, flatten
+from rl4dlm.voice import Clock, Voice, places
 from rl4dlm.workers.placement import Placement, ray_session, reserve
 from rl4dlm.workers.policy_group import PolicyGroup, RankDied
 from rl4dlm.workers.reward_worker import RewardWorkers
 from rl4dlm.workers.rollout_pool import RolloutPool
+from rl4dlm.workers.schedule import warm_start_rate
 
 _WARM_START_SLICE = 20
 _REPLAYED_ROLLOUTS = 16
@@ -59,6 +71,8 @@ class Run:
     policy: PolicyGroup
     rollouts: RolloutPool
     rewards: RewardWorkers
+    prompts: PromptSource
+    """Training prompts; fewer than the data's where they are filtered."""
     update: int = 0
     """Updates done; also the version of the weights."""
     sentinel: Sentinel = field(init=False)
@@ -100,39 +114,6 @@ def train(recipe: Recipe, *, resume: bool = False, step: int | None = None) -> R
     return folder
 
 
-class Voice:
-    """The run's tracker, which a rewind replaces, and its last words: a failure is recorded with its
-    traceback."""
-
-    def __init__(self, recipe: Recipe, folder: RunFolder, resume_from: int | None) -> None:
-        self._recipe, self._folder = recipe, folder
-        self.tracker = self._open(resume_from)
-
-    def say(self, text: str) -> None:
-        """Tell what is being done or waited for."""
-        self.tracker.phase(text)
-
-    def rewind(self, update: int) -> None:
-        """Forget what was logged after `update`: the run goes on from there."""
-        self.tracker.close()
-        self.tracker = self._open(update)
-
-    def _open(self, resume_from: int | None) -> Tracker:
-        total = self._recipe.trainer.max_steps
-        return Tracker(self._recipe, self._folder.root, total_updates=total, resume_from=resume_from)
-
-    def __enter__(self) -> Voice:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self.tracker.fail(f"{type(error).__name__}: {error}")
-            with suppress(OSError):  # a full disk must not hide the first error
-                with open(self._folder.log, "a", encoding="utf-8") as log:
-                    log.write("".join(traceback.format_exception(error)) + "\n")
-        self.tracker.close()
-
-
 @contextmanager
 def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) -> Iterator[Run]:
     """Reserve resources and bring the workers up; all of them are gone when the block ends."""
@@ -145,14 +126,17 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
     rewards = RewardWorkers(recipe.reward, placement.rewards, voice.say)
     run: Run | None = None
     try:
-        model_path = _initial_model(recipe, folder, checks)
+        model_path = starting_model(recipe, folder, checks)
         voice.say("starting trainer ranks")
         policy.start()
         if recipe.warm_start is not None:
-            model_path = _warm_start(recipe, folder, policy, voice.tracker, model_path)
+            model_path = _warm_start(recipe, folder, policy, voice, checks, model_path)
         rollouts = RolloutPool(recipe, model_path, placement.rollouts, voice.say)
         trainer = make_trainer(recipe, checks.spec)
-        run = Run(recipe, folder, checks, voice, placement, trainer, model_path, policy, rollouts, rewards)
+        run = Run(
+            recipe, folder, checks, voice, placement, trainer, model_path, policy, rollouts, rewards,
+            checks.prompts,
+        )  # fmt: skip
         voice.say("loading the model on all workers")
         policy.load(model_path)
         rollouts.wait_ready()
@@ -166,34 +150,40 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
         placement.remove()
 
 
-def _initial_model(recipe: Recipe, folder: RunFolder, checks: Preflight) -> str:
-    """The model folder or hub name that the run starts from; a model from scratch is written into the run."""
-    if recipe.model.path is not None:
-        local = Path(recipe.model.path)  # workers have working directories of their own
-        return str(local.resolve()) if local.exists() else recipe.model.path
-    if not folder.initial_model.exists():
-        model = checks.make_model()
-        save(model, folder.initial_model, model.tokenizer)
-    return str(folder.initial_model.resolve())
-
-
 def _warm_start(
-    recipe: Recipe, folder: RunFolder, policy: PolicyGroup, tracker: Tracker, model_path: str
+    recipe: Recipe, folder: RunFolder, policy: PolicyGroup, voice: Voice, checks: Preflight, model_path: str
 ) -> str:
-    """Masked-diffusion SFT on demonstrations; its result is a model folder, so a resumed run does not repeat
-    it."""
-    settings = recipe.warm_start
+    """SFT on demonstrations; its result is a model folder, so a resumed run does not repeat it."""
+    settings, tracker = recipe.warm_start, voice.tracker
     assert settings is not None
     if not folder.warm_start.exists():
-        policy.load(model_path, warm_start=True)
+        policy.load(model_path, supervised=True, weight_decay=settings.weight_decay)
         tracker.phase("warm start", settings.steps)
         for first in range(0, settings.steps, _WARM_START_SLICE):
-            count = min(_WARM_START_SLICE, settings.steps - first)
-            metrics = policy.warm_start(first, count)
-            require_finite(0, metrics, ["sft/loss"], f"warm-start step {first + count}")
-            tracker.phase_step(first + count, metrics)
+            steps = range(first, min(first + _WARM_START_SLICE, settings.steps))
+            batches = [warm_start_batch(recipe, checks, step) for step in steps]
+            rates = [warm_start_rate(settings, step) for step in steps]
+            last = policy.sft(batches, rates, f"warm-start steps from {first}")[-1]
+            metrics = {"sft/loss": last["loss"]}
+            require_finite(0, metrics, list(metrics), f"warm-start step {steps.stop}")
+            tracker.phase_step(steps.stop, metrics)
         policy.export(folder.warm_start)
     return str(folder.warm_start.resolve())
+
+
+def warm_start_batch(recipe: Recipe, checks: Preflight, step: int) -> SFTBatch:
+    """The demonstrations of one warm-start step (from 0), with the canvas of the rollouts."""
+    settings = recipe.warm_start
+    assert settings is not None and recipe.data.task is not None
+    examples = demonstrations(
+        open_task(recipe.data.task, recipe.run.seed),
+        partial(encode, checks.tokenizer),
+        completion_length=recipe.rollout.max_completion_length,
+        indices=range(step * settings.batch_size, (step + 1) * settings.batch_size),
+        render=checks.prompts.render,
+    )
+    seed = derive_seed(recipe.run.seed, "warm_start", step)
+    return sft_batch(examples, warm_start_plan(recipe.rollout, checks.spec), checks.spec, seed)
 
 
 def _begin(run: Run) -> None:
@@ -204,8 +194,48 @@ def _begin(run: Run) -> None:
         run.update = checkpoint.update
     run.sentinel = _sentinel(run)
     _sync(run)
+    run.prompts = _training_prompts(run)
     if not run.tracker.evaluated(0) and run.update == 0:
         _evaluate(run)
+
+
+def _training_prompts(run: Run) -> PromptSource:
+    """All prompts of the data, or those that `data.over_denoising` keeps."""
+    settings, source = run.recipe.data.over_denoising, run.checks.prompts
+    if settings is None:
+        return source
+    total = num_tried(source, settings.num_prompts)
+    kept = over_denoised_prompts(
+        source,
+        settings.num_prompts,
+        run.folder.prompt_filter,
+        partial(_verify, run, settings),
+        lambda tried, kept: run.voice.say(f"data.over_denoising: {tried} of {total} tried, {kept} kept"),
+        batch=run.recipe.rollout.prompts_per_update * run.recipe.rollout.num_generations,
+        first_weights=run.update == 0,
+    )
+    run.tracker.note(f"data.over_denoising: {len(kept)} of {total} training prompts are kept")
+    found = KeptPrompts(source, kept, seed=run.recipe.run.seed, shuffle=run.recipe.data.shuffle)
+    found.batch(0, run.recipe.rollout.prompts_per_update)
+    return found
+
+
+def _verify(run: Run, settings: OverDenoisingFilter, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+    """Which steps of a decode of each prompt predict a correct answer."""
+    spec = SamplerSpec.from_config(run.recipe.rollout, temperature=settings.temperature)
+    verdicts, scores = verify_steps(
+        run.rollouts,
+        run.rewards,
+        prompts,
+        run.recipe,
+        spec,
+        settings.block_lengths,
+        model=run.checks.spec,
+        decode=run.checks.decode,
+        version=run.update,
+    )
+    _refuse_failing_rewards(run, scores, run.update)
+    return verdicts
 
 
 def _loop(run: Run) -> None:
@@ -266,10 +296,13 @@ def _one_update(run: Run, update: int) -> None:
 
 def _sample(run: Run, update: int) -> list[RolloutGroup]:
     rollout = run.recipe.rollout
-    prompts = run.checks.prompts.batch(update - 1, rollout.prompts_per_update)
-    requests = make_requests(prompts, rollout.num_generations, run.recipe.run.seed, "rollout", update)
-    drawn = run.rollouts.generate(requests, SamplerSpec.from_config(rollout), run.update)
-    return group_rollouts(prompts, drawn)
+    prompts = run.prompts.batch(update - 1, rollout.prompts_per_update)
+    seed = run.recipe.run.seed
+    requests = make_requests(prompts, rollout.num_generations, seed, "rollout", update)
+    requests = mix_block_lengths(requests, rollout.block_lengths, seed, "block_length", update)
+    record = rollout.record_predictions or run.trainer.needs_predictions
+    spec = replace(SamplerSpec.from_config(rollout), record_predictions=record)
+    return group_rollouts(prompts, run.rollouts.generate(requests, spec, run.update))
 
 
 def _score_steps(
@@ -346,7 +379,14 @@ def _refuse_collapse(run: Run, metrics: Mapping[str, float], update: int) -> Non
 def _write_rollouts(run: Run, groups: list[RolloutGroup], scores: Scores, update: int) -> None:
     every = run.recipe.tracking.rollouts_every
     if every and update % every == 0:
-        table = to_table(groups, scores, update=update, record_states=run.recipe.rollout.record_states)
+        rollout = run.recipe.rollout
+        table = to_table(
+            groups,
+            scores,
+            update=update,
+            record_states=rollout.record_states,
+            record_predictions=rollout.record_predictions,
+        )
         with storage(f"{run.folder.rollouts} could not be written"):
             run.folder.rollouts.mkdir(exist_ok=True)
             write_parquet(table, run.folder.rollouts / f"update_{update:06d}.parquet")
@@ -399,19 +439,6 @@ def _finish(run: Run) -> None:
     run.tracker.finish(run.tracker.summary(places(run.folder)))
 
 
-def places(folder: RunFolder) -> dict[str, Path]:
-    """Where everything of a run lies, by what it is."""
-    everything = {
-        "report": folder.root / "report.html",
-        "metrics": folder.root / "metrics.jsonl",
-        "rollouts": folder.rollouts,
-        "W&B": folder.root / "wandb",
-        "checkpoints": folder.checkpoints,
-        "model": folder.model,
-    }
-    return {name: path for name, path in everything.items() if path.exists()}
-
-
 def rollout_metrics(
     groups: list[RolloutGroup], scores: Scores, correct: np.ndarray, rollout_s: float
 ) -> dict[str, float]:
@@ -439,30 +466,3 @@ def rollout_metrics(
             metrics[f"rewards/{name}/mean"] = float(known.mean())
             metrics[f"rewards/{name}/std"] = float(known.std())
     return metrics | {f"rewards/{name}": value for name, value in scores.logged.items()}
-
-
-class Clock:
-    """Seconds per phase of one update."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._phases: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self._phases[phase] = self._phases.get(phase, 0.0) + time.monotonic() - began
-
-    def __getitem__(self, phase: str) -> float:
-        return self._phases[phase]
-
-    def metrics(self) -> Mapping[str, float]:
-        """`timing_s/<phase>`, the rest of the step as `timing_s/driver`, and `step_time`."""
-        total = time.monotonic() - self._started
-        named = {f"timing_s/{phase}": seconds for phase, seconds in self._phases.items()}
-        return {
-            **named,
-            "timing_s/driver": max(0.0, total - math.fsum(self._phases.values())),
-            "step_time": total,
-        }

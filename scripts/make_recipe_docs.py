@@ -22,9 +22,10 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rl4dlm.recipe import Recipe
+from rl4dlm.recipe import Recipe, SFTRecipe
 from rl4dlm.recipe.aliases import ALIASES
-from rl4dlm.recipe.sections import Config
+from rl4dlm.recipe.sections import Config, DataConfig
+from rl4dlm.recipe.supervised import SFTConfig, SFTDataConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
 MARKER = "<!-- Below this line: scripts/make_recipe_docs.py. Edit docstrings in rl4dlm/recipe instead. -->"
@@ -63,7 +64,20 @@ def generated() -> Iterator[str]:
     for name, field in Recipe.model_fields.items():
         for heading, section in _choices(name, field):
             yield from _section(heading, section)
+    yield from _fine_tuning()
     yield from _aliases()
+
+
+def _fine_tuning() -> Iterator[str]:
+    """What differs in a recipe of `rl4dlm sft`: its own sections, and the keys that `data` has besides."""
+    yield "## Fine-tuning\n"
+    yield f"{_summary(SFTRecipe)} `reward` is optional there, and `warm_start` does not exist.\n"
+    yield from _section("sft", SFTConfig)
+    own = {name: field for name, field in SFTDataConfig.model_fields.items() if name not in _KEYS_OF_DATA}
+    yield from _table("data, for fine-tuning", SFTDataConfig, list(own.items()))
+
+
+_KEYS_OF_DATA = frozenset(DataConfig.model_fields)
 
 
 def _choices(name: str, field: FieldInfo) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -74,18 +88,23 @@ def _choices(name: str, field: FieldInfo) -> Iterator[tuple[str, type[BaseModel]
 
 def _section(path: str, section: type[BaseModel]) -> Iterator[str]:
     """A heading, the class's summary and a table of its keys; then the sections inside it."""
+    yield from _table(path, section, _type_first(section))
+    for name, field in section.model_fields.items():
+        for inner in _sections_in(field.annotation):
+            yield from _section(_inner_path(path, name, field, inner), inner)
+
+
+def _table(path: str, section: type[BaseModel], keys: list[tuple[str, FieldInfo]]) -> Iterator[str]:
+    """A heading, the class's summary, and some of its keys."""
     yield f"## {path}\n"
     yield f"{_summary(section)}\n"
     yield "| key | type | default | meaning |"
     yield "| --- | --- | --- | --- |"
     meanings = _docstrings(section)
-    for name, field in _type_first(section):
+    for name, field in keys:
         cells = (f"`{name}`", _type(path, name, field), _default(field), meanings.get(name, ""))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
-    for name, field in section.model_fields.items():
-        for inner in _sections_in(field.annotation):
-            yield from _section(_inner_path(path, name, field, inner), inner)
 
 
 def _type_first(section: type[BaseModel]) -> list[tuple[str, FieldInfo]]:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from rl4dlm.data.columns import CONVENTIONS, ColumnMap, map_columns
+from rl4dlm.data.completions import ExampleSource, Reading, open_examples
 from rl4dlm.data.demonstrations import demonstrations
+from rl4dlm.data.examples import Example
+from rl4dlm.data.kept import KeptPrompts, training_prompt
 from rl4dlm.data.prompts import PromptSource, open_prompts
 from rl4dlm.data.render import open_renderer
 from rl4dlm.data.source import read_rows
 from rl4dlm.data.tasks import EVAL_UID, Instance, Task, open_task, split_of
-from rl4dlm.data.texts import training_texts
+from rl4dlm.data.texts import example_texts, training_texts
 
 __all__ = [
     "CONVENTIONS",
     "EVAL_UID",
     "ColumnMap",
+    "Example",
+    "ExampleSource",
     "Instance",
+    "KeptPrompts",
     "PromptSource",
+    "Reading",
     "Task",
     "demonstrations",
+    "example_texts",
     "map_columns",
+    "open_examples",
     "open_prompts",
     "open_renderer",
     "open_task",
     "read_rows",
     "split_of",
+    "training_prompt",
     "training_texts",
 ]

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from rl4dlm.data.examples import Example
 from rl4dlm.data.tasks import Task
+from rl4dlm.data.tasks.base import Split
 from rl4dlm.errors import DataError
 
 
@@ -14,31 +16,30 @@ def demonstrations(
     task: Task,
     encode: Callable[[str], tuple[int, ...]],
     *,
-    eos_id: int,
     completion_length: int,
     indices: range,
     render: Callable[[str], str] = str,
-) -> tuple[list[tuple[int, ...]], np.ndarray]:
-    """Prompts and completions of training instances, completions filled with end-of-text to the canvas.
+    split: Split = "train",
+    gold: bool = False,
+) -> list[Example]:
+    """Prompts and completions of a task's instances.
 
     Args:
         task: where they come from.
         encode: text -> ids without special tokens, the same as for prompts.
-        eos_id: fills the canvas after the answer; the model learns to write it.
-        completion_length: canvas, tokens.
-        indices: which training instances.
+        completion_length: canvas, tokens; an answer may fill it.
+        indices: which instances of the split.
         render: prompt -> what the model reads; `PromptSource.render` where prompts pass through a template.
-
-    Returns:
-        Prompt ids per row without padding, and int32 `[rows, completion_length]`.
+        split: `train` or `eval`.
+        gold: the instance's reference answer in place of the demonstrator's.
 
     Raises:
         DataError: an answer does not fit the canvas.
     """
-    prompts: list[tuple[int, ...]] = []
-    completions: np.ndarray = np.full((len(indices), completion_length), eos_id, dtype=np.int32)
-    for row, index in enumerate(indices):
-        prompt, answer = task.demonstration(index)
+    examples = []
+    for index in indices:
+        instance = task.instance(split, index)
+        answer = instance.answer if gold else task.demonstration(index, split)[1]
         ids = tuple(encode(answer))
         if len(ids) > completion_length:
             raise DataError(
@@ -46,6 +47,6 @@ def demonstrations(
                 f"{task.name}: the answer {answer!r} has {len(ids)} tokens.\n"
                 f"Fix: raise rollout.max_completion_length to {len(ids)} or more."
             )
-        prompts.append(tuple(encode(render(prompt))))
-        completions[row, : len(ids)] = ids
-    return prompts, completions
+        prompt = tuple(encode(render(instance.prompt)))
+        examples.append(Example(instance.uid, np.array(prompt, np.int32), np.array(ids, np.int32)))
+    return examples

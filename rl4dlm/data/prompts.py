@@ -132,7 +132,7 @@ class DatasetPrompts(PromptSource):
         super().__init__(renderer)
         rows = partial(open_rows, data, renderer=renderer, tokenizer=tokenizer, encode=encode)
         self._train = rows(data.train or "", data.train_split, "data.train")
-        self._eval = self._train if data.eval is None else rows(data.eval, _eval_split(data), "data.eval")
+        self._eval = self._train if data.eval is None else rows(data.eval, eval_split(data), "data.eval")
         self._num_eval = num_eval
         num_train = len(self._train) - (num_eval if data.eval is None else 0)
         if num_train <= 0:
@@ -177,7 +177,7 @@ class DatasetPrompts(PromptSource):
         self.notes.append(f"evaluation: {count} prompts, {source}")
         if count < self._num_eval:
             self.notes.append(f"evaluation: fewer prompts than eval.num_prompts = {self._num_eval}")
-        same_split = data.train_split.partition("[")[0] == _eval_split(data).partition("[")[0]
+        same_split = data.train_split.partition("[")[0] == eval_split(data).partition("[")[0]
         if data.eval == data.train and same_split:
             self.notes.append(
                 "evaluation: data.eval and data.train name the same split, so training may see evaluation "
@@ -185,7 +185,7 @@ class DatasetPrompts(PromptSource):
             )
 
 
-def _eval_split(data: DataConfig) -> str:
+def eval_split(data: DataConfig) -> str:
     """`data.eval_split`; a single file's one split is `train`, so there the default `test` stands for it."""
     if data.eval is not None and is_file(data.eval) and data.eval_split.partition("[")[0] == "test":
         return "train" + data.eval_split.removeprefix("test")

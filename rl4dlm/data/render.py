@@ -116,7 +116,36 @@ class Renderer:
             "Fix: use a tokenizer with a chat template and model.chat_template: auto, or prompts as text."
         )
 
-    def _chat_text(self, prompt: str | Messages, where: str) -> str:
+    def pair(
+        self, prompt: str | Messages, completion: str, row: Mapping[str, Any], where: str
+    ) -> tuple[str, str]:
+        """What the model reads, and what it should write after it: a chat template closes the answer.
+
+        Args:
+            prompt: as for `text`.
+            completion: the assistant's message.
+            row: the row's columns, for the prompt template.
+            where: file and row, for messages.
+
+        Raises:
+            DataError: as `text`, or the chat template writes the prompt differently before an answer.
+        """
+        asked = self.text(prompt, row, where)
+        if not self.chat:
+            return asked, completion
+        wrapped = prompt if self.template is None else self.template.fill({**row, "prompt": prompt}, where)
+        messages = [*self._messages(wrapped, where), {"role": "assistant", "content": completion}]
+        whole = self._apply(messages, where, add_generation_prompt=False)
+        if not whole.startswith(asked):
+            raise DataError(
+                f"{where}: the tokenizer's chat template writes the prompt differently before an answer, so "
+                "it cannot be said where the completion begins.\n"
+                "Fix: set model.chat_template: none and put the format into data.prompt_template."
+            )
+        return asked, whole[len(asked) :]
+
+    def _messages(self, prompt: str | Messages, where: str) -> Messages:
+        """The conversation of a prompt, with the system message."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if self.system_prompt is not None:
             if messages[0]["role"] == "system":
@@ -125,11 +154,16 @@ class Renderer:
                     "Fix: remove data.system_prompt."
                 )
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        return messages
+
+    def _chat_text(self, prompt: str | Messages, where: str) -> str:
+        messages = self._messages(prompt, where)
         opened = messages[-1]["role"] == "assistant"  # the model goes on where that message ends
+        return self._apply(messages, where, add_generation_prompt=not opened, continue_final_message=opened)
+
+    def _apply(self, messages: Messages, where: str, **options: bool) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=not opened, continue_final_message=opened
-            )
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except Exception as error:  # templates are programs of the model's author
             raise DataError(
                 f"{where}: the tokenizer's chat template fails: {error}.\n"

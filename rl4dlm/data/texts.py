@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rl4dlm.data.columns import map_columns
+from rl4dlm.data.pairs import pair_columns
 from rl4dlm.data.source import read_rows
 from rl4dlm.data.tasks import open_task
+from rl4dlm.errors import DataError
 from rl4dlm.recipe.sections import DataConfig
+from rl4dlm.recipe.supervised import SFTDataConfig
 
 _TASK_EXAMPLES = 2000
 
@@ -34,6 +37,30 @@ def training_texts(data: DataConfig, seed: int, *, held_out: int = 0) -> Iterato
     for index, row in enumerate(rows.select(range(last))):
         prompt, others = columns.read(row, f"{where}, row {index}")
         for value in (prompt, others.get("answer")):
+            yield from _texts(value)
+
+
+def example_texts(data: SFTDataConfig, seed: int, *, held_out: int = 0) -> Iterator[str]:
+    """Prompts and completions of the training rows, without templates; of a task as `training_texts`.
+
+    Raises:
+        DataError: the dataset cannot be read, or holds token ids instead of texts.
+    """
+    if data.task is not None:
+        yield from training_texts(data, seed)
+        return
+    assert data.train is not None
+    where = f"data.train = {data.train}"
+    rows = read_rows(data.train, data.train_split, data.subset)
+    columns = pair_columns(rows.column_names, data, where)
+    if columns.kind == "recorded":
+        raise DataError(
+            f"{where}: recorded rollouts hold the token ids of another tokenizer.\n"
+            "Fix: set model.path to the model that drew them, in place of model.init."
+        )
+    last = len(rows) if data.eval is not None else max(0, len(rows) - held_out)
+    for index, row in enumerate(rows.select(range(last))):
+        for value in columns.read(row, f"{where}, row {index}", as_text=data.prompt_template is not None):
             yield from _texts(value)
 
 

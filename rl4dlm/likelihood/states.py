@@ -192,13 +192,24 @@ class StateInputs:
 
 
 def state_inputs(
-    denoiser: Denoiser, prompt_ids: Sequence[np.ndarray], completion_ids: np.ndarray, states: States
+    denoiser: Denoiser,
+    prompt_ids: Sequence[np.ndarray],
+    completion_ids: np.ndarray,
+    states: States,
+    real: Tensor | None = None,
 ) -> StateInputs:
-    """The model call that scores `states`; `select` marks their targets in row-major order."""
+    """The model call that scores `states`; `select` marks their targets in row-major order.
+
+    Args:
+        real: bool `[states, completion]`, False after the end of a completion that is shorter than the
+            others: the model does not see these positions. None: completions are whole canvases.
+    """
     row = states.row.numpy()
     clean = completion_ids[row] if states.canvas is None else states.canvas.numpy()
     prompts = [prompt_ids[i] for i in row]
     packed = pack_rows(prompts, clean, pad_id=denoiser.spec.pad_id, device=denoiser.device)
+    if real is not None:
+        packed = _with_ends(packed, real)
     label = torch.from_numpy(np.ascontiguousarray(completion_ids[row])).long()
     label = (label if states.label is None else states.label).to(denoiser.device)
     hidden, target = states.is_masked.to(denoiser.device), states.target.to(denoiser.device)
@@ -216,6 +227,15 @@ def state_inputs(
         select=_at_the_end(target, ids.shape[1]),
         labels=_at_the_end(label, ids.shape[1]),
     )
+
+
+def _with_ends(packed: PackedRows, real: Tensor) -> PackedRows:
+    """The same rows with padding after completions that are shorter than others."""
+    mask = torch.ones_like(packed.input_ids, dtype=torch.bool)
+    if packed.attention_mask is not None:
+        mask &= packed.attention_mask
+    mask[:, packed.canvas_start :] = real.to(mask.device)
+    return PackedRows(packed.input_ids, None if bool(mask.all()) else mask, packed.canvas_start)
 
 
 def _copied(prompts: Sequence[np.ndarray], completion: int, spec: DenoiserSpec) -> int:

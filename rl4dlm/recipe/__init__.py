@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from rl4dlm.recipe.loader import dump_resolved, find_recipe, list_recipes, load_recipe, shipped_folder
-from rl4dlm.recipe.root import Recipe
+from rl4dlm.recipe.root import AnyRecipe, Recipe, SFTRecipe
 
-__all__ = ["Recipe", "dump_resolved", "find_recipe", "list_recipes", "load_recipe", "shipped_folder"]
+__all__ = [
+    "AnyRecipe",
+    "Recipe",
+    "SFTRecipe",
+    "dump_resolved",
+    "find_recipe",
+    "list_recipes",
+    "load_recipe",
+    "shipped_folder",
+]

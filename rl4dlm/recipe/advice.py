@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rl4dlm.recipe.rules import Finding
 
 if TYPE_CHECKING:
-    from rl4dlm.recipe import Recipe
+    from rl4dlm.recipe import Recipe, SFTRecipe
 
 Advice = Callable[["Recipe"], Iterator[Finding]]
 ADVICE: list[Advice] = []
@@ -23,6 +23,33 @@ def advice(check: Advice) -> Advice:
 def warnings_of(recipe: Recipe) -> list[str]:
     """All warnings about a recipe, each with its remedy."""
     return [f"{problem}.\nBetter: {remedy}." for check in ADVICE for _, problem, remedy in check(recipe)]
+
+
+def sft_warnings_of(recipe: SFTRecipe, attention: str) -> list[str]:
+    """The same about a recipe of fine-tuning, for a model whose attention is `full` or `block_causal`."""
+    found = (*_canvas_is_learned(recipe, attention), *_draws_come_from_seeds(recipe))
+    return [f"{problem}.\nBetter: {remedy}." for _, problem, remedy in found]
+
+
+def _canvas_is_learned(recipe: SFTRecipe, attention: str) -> Iterator[Finding]:
+    if attention == "full" and recipe.sft.fill == "none":
+        yield (
+            "sft.fill",
+            "sft.fill = none: a model with full attention decodes a whole canvas, and does not learn to fill "
+            "what follows its answer",
+            "use canvas or batch where the model is to be sampled",
+        )
+
+
+def _draws_come_from_seeds(recipe: SFTRecipe) -> Iterator[Finding]:
+    lora = recipe.trainer.lora
+    if lora is not None and lora.lora_dropout > 0:
+        yield (
+            "trainer.lora.lora_dropout",
+            f"trainer.lora.lora_dropout = {lora.lora_dropout:g} draws from torch's generator, so that a "
+            "resumed run is not bit-equal to one that went through",
+            "leave it at 0 where that matters",
+        )
 
 
 DRAWS_BEFORE_IT_CHOOSES = (

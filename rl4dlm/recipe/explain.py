@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from rl4dlm.recipe.aliases import ALIASES, NO_KEY
-from rl4dlm.recipe.root import Recipe
+from rl4dlm.recipe.root import AnyRecipe, Recipe, SFTRecipe, root_of
 from rl4dlm.recipe.rules import Finding
 
 Key = tuple[str | int, ...]
@@ -51,7 +51,7 @@ def schema_findings(error: ValidationError, values: Any) -> list[Finding]:
     ]
 
 
-def all_keys() -> list[str]:
+def all_keys(root: type[AnyRecipe] = Recipe) -> list[str]:
     """Every dotted key that a recipe may hold."""
 
     def walk(section: type[BaseModel], prefix: str) -> Iterable[str]:
@@ -60,7 +60,7 @@ def all_keys() -> list[str]:
             for inner in _sections_in(field.annotation):
                 yield from walk(inner, f"{prefix}{name}.")
 
-    return sorted(set(walk(Recipe, "")))
+    return sorted(set(walk(root, "")))
 
 
 def _users_key(finding: Any, values: Any) -> Key:
@@ -85,7 +85,8 @@ def _finding(key: Key, findings: Sequence[Any], values: Any) -> Finding:
     if kind in _UNKNOWN:
         return dotted, f"unknown key {dotted}", _place_for(key, values)
     if kind in _ABSENT:
-        example = "" if isinstance(key[-1], int) else "; `rl4dlm recipes show quickstart` is an example"
+        shown = "sft/tiny_sort" if root_of(values) is SFTRecipe else "quickstart"
+        example = "" if isinstance(key[-1], int) else f"; `rl4dlm recipes show {shown}` is an example"
         return dotted, f"{dotted} is missing", f"add it{example}"
     needs = " or ".join(dict.fromkeys(map(_need, findings)))
     value = findings[0]["ctx"]["tag"] if kind == "union_tag_invalid" else findings[0]["input"]
@@ -113,6 +114,10 @@ def _better_value(key: Key, value: Any, needs: str, values: Any) -> str:
 def _place_for(key: Key, values: Any) -> str:
     """Where something belongs that the user put under a key that does not exist."""
     leaf, beside = str(key[-1]), list(_fields_at(key[:-1], values))
+    if len(key) == 1 and leaf in Recipe.model_fields:
+        return (
+            f"a recipe with a section sft is for `rl4dlm sft` and has no {leaf}: remove the one or the other"
+        )
     section = "".join(f"{part}." for part in key[:-1])
     if "." in leaf:
         return f"dotted keys are for the command line; in a file, write {leaf.replace('.', ': {', 1)}: ...}}"
@@ -124,7 +129,9 @@ def _place_for(key: Key, values: Any) -> str:
         if ours.startswith(NO_KEY):
             return f"remove {toolkit}'s {leaf}: {ours.removeprefix(NO_KEY)}"
         return f"{leaf} is {toolkit}'s name; here it is {ours}"
-    everywhere = {known.rpartition(".")[2]: known for known in all_keys() if known != section + leaf}
+    everywhere = {
+        known.rpartition(".")[2]: known for known in all_keys(root_of(values)) if known != section + leaf
+    }
     near = difflib.get_close_matches(leaf, everywhere, n=1, cutoff=0.75)
     if near:
         return f"did you mean {everywhere[near[0]]}?"
@@ -133,7 +140,7 @@ def _place_for(key: Key, values: Any) -> str:
 
 def _fields_at(key: Key, values: Any) -> dict[str, Any]:
     """Fields of the section at a key; where several could stand, of the one that the values chose."""
-    sections: list[type[BaseModel]] = [Recipe]
+    sections: list[type[BaseModel]] = [root_of(values)]
     node: Any = values
     for part in key:
         node = node[part]

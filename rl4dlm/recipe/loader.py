@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from rl4dlm.errors import RecipeError
 from rl4dlm.recipe.explain import schema_findings
-from rl4dlm.recipe.root import Recipe
-from rl4dlm.recipe.rules import RULES, Finding, Rule
+from rl4dlm.recipe.root import AnyRecipe, SFTRecipe, root_of
+from rl4dlm.recipe.rules import RULES, SFT_RULES, Finding, Rule
 
-_CHOSEN_BY = {"data.task": "name", "algorithm": "type"}
+_CHOSEN_BY = {"data.task": "name", "algorithm": "type", "sft.objective": "type"}
 """Sections of which there are several kinds, and the key that says which."""
 
 
@@ -60,14 +60,17 @@ def find_recipe(name: str) -> Path:
 def load_recipe(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     overrides: Sequence[str] = (),
-    rules: Sequence[Rule] = RULES,
-) -> Recipe:
+    rules: Sequence[Rule] | None = None,
+) -> Any:
     """Read and layer recipe files left to right, apply overrides, check everything.
 
     Args:
         paths: one or more files or names of shipped recipes; later ones override earlier ones key by key.
         overrides: `section.key=value`, values in YAML.
-        rules: those that must hold; a command that only samples needs none.
+        rules: those that must hold; None: all. A command that only samples needs none.
+
+    Returns:
+        A `Recipe`, or an `SFTRecipe` where there is a section `sft`.
 
     Raises:
         RecipeError: a file is missing or is no YAML, a key is unknown, a value is wrong, or settings do not
@@ -90,22 +93,25 @@ def check(
     values: Any,
     origin: Mapping[str, str] | None = None,
     where: str = "recipe",
-    rules: Sequence[Rule] = RULES,
-) -> Recipe:
+    rules: Sequence[Rule] | None = None,
+) -> Any:
     """Validate plain values against the schema and the rules that tie sections together.
 
     Args:
         values: nested dict, as YAML gives it.
         origin: dotted key -> the file or override that set it, for messages.
         where: named in messages for keys without an origin.
-        rules: those that must hold.
+        rules: those that must hold; None: all of the recipe's kind.
 
     Raises:
         RecipeError: with every finding, one per line.
     """
     findings: list[Finding] = []
+    root = root_of(values)
+    if rules is None:
+        rules = SFT_RULES if root is SFTRecipe else RULES
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = root.model_validate(values)
         findings = [finding for rule in rules for finding in rule(recipe)]
     except ValidationError as error:
         findings = schema_findings(error, values)
@@ -118,7 +124,7 @@ def check(
     return recipe
 
 
-def dump_resolved(recipe: Recipe, path: str | os.PathLike[str]) -> None:
+def dump_resolved(recipe: AnyRecipe, path: str | os.PathLike[str]) -> None:
     """Write the whole recipe, defaults included, as YAML that `load_recipe` reads back to an equal recipe."""
     values = _literal(recipe.model_dump(mode="json"))
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -1,6 +1,9 @@
-"""The root of a recipe."""
+"""The roots of a recipe: one for reinforcement learning, one for supervised fine-tuning."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from rl4dlm.recipe.algorithms import AlgorithmConfig
 from rl4dlm.recipe.sections import (
@@ -17,6 +20,7 @@ from rl4dlm.recipe.sections import (
     TrainerConfig,
     WarmStartConfig,
 )
+from rl4dlm.recipe.supervised import SFTConfig, SFTDataConfig
 
 
 class Recipe(Config):
@@ -34,3 +38,39 @@ class Recipe(Config):
     warm_start: WarmStartConfig | None = None
     tracking: TrackingConfig = TrackingConfig()
     run: RunConfig = RunConfig()
+
+    @property
+    def method(self) -> str:
+        """Name of what trains the model, for people."""
+        return self.algorithm.type
+
+
+class SFTRecipe(Config):
+    """Everything a run of `rl4dlm sft` needs: a recipe that has a section `sft` and no `algorithm`."""
+
+    model: ModelConfig
+    data: SFTDataConfig
+    sft: SFTConfig
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig | None = None
+    """With it, evaluations sample the held-out prompts and report greedy accuracy beside the ELBO."""
+    trainer: TrainerConfig = TrainerConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    run: RunConfig = RunConfig()
+
+    @property
+    def method(self) -> str:
+        """Name of what trains the model, for people."""
+        objective = self.sft.objective
+        return f"sft, {objective.type}" if objective else "sft"
+
+
+AnyRecipe = Recipe | SFTRecipe
+
+
+def root_of(values: Any) -> type[Recipe] | type[SFTRecipe]:
+    """Which kind of recipe some plain values are: one with a section `sft` is for fine-tuning."""
+    supervised = isinstance(values, Mapping) and "sft" in values
+    return SFTRecipe if supervised else Recipe

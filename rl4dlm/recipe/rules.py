@@ -6,19 +6,27 @@ A rule yields `(key, problem, remedy)` for whatever it finds; `key` is the dotte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rl4dlm.recipe import Recipe
+    from rl4dlm.recipe import Recipe, SFTRecipe
 
 Finding = tuple[str, str, str]
-Rule = Callable[["Recipe"], Iterator[Finding]]
+Rule = Callable[[Any], Iterator[Finding]]
 RULES: list[Rule] = []
+SFT_RULES: list[Rule] = []
+"""Those of a recipe for supervised fine-tuning."""
 
 
 def rule(check: Rule) -> Rule:
     """Register a rule; all of them run after the schema has passed."""
     RULES.append(check)
+    return check
+
+
+def sft_rule(check: Rule) -> Rule:
+    """Register a rule of recipes for supervised fine-tuning."""
+    SFT_RULES.append(check)
     return check
 
 
@@ -29,6 +37,7 @@ def divisors_near(value: int, total: int, most: int = 3) -> str:
     return " or ".join(map(str, nearest))
 
 
+@sft_rule
 @rule
 def one_model_source(recipe: Recipe) -> Iterator[Finding]:
     if (recipe.model.path is None) == (recipe.model.init is None):
@@ -50,25 +59,80 @@ def one_model_source(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
+@rule
+def a_model_from_scratch_is_as_long_as_it_is_made(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.model.init is not None and recipe.model.max_length is not None:
+        yield (
+            "model.max_length",
+            f"model.max_length = {recipe.model.max_length} scales the positions of a model that exists, and "
+            "model.init makes one",
+            "set model.init.max_sequence_length instead",
+        )
+
+
+@rule
+def quantised_weights_stay_as_they_are(recipe: Recipe) -> Iterator[Finding]:
+    quantization = recipe.model.quantization
+    if quantization == "none":
+        return
+    if recipe.trainer.lora is None:
+        yield (
+            "model.quantization",
+            f"model.quantization = {quantization}: quantised weights cannot be trained, and trainer.lora is "
+            "not set",
+            "set trainer.lora={r: 128}, or model.quantization=none",
+        )
+    if recipe.trainer.zero_stage == 3:
+        yield (
+            "trainer.zero_stage",
+            f"trainer.zero_stage = 3 cannot partition weights in model.quantization = {quantization}",
+            "set trainer.zero_stage=2: adapters are small",
+        )
+
+
 @rule
 def blocks_fit_the_family(recipe: Recipe) -> Iterator[Finding]:
     model = recipe.model
-    if model.family == "sdar" and model.init is not None and model.block_length is None:
+    published = {"sdar": 4, "llada2": 32, "bd3lm": 4}
+    if model.family in published and model.init is not None and model.block_length is None:
         yield (
             "model.block_length",
-            "model.family = sdar attends in blocks, and model.block_length is not set",
-            "set it (published: 4)",
+            f"model.family = {model.family} attends in blocks, and model.block_length is not set",
+            f"set it (published: {published[model.family]})",
         )
-    full = ("auto", "llada", "dream")
+    full = ("auto", "llada", "llada_moe", "dream", "mdlm")
     if model.block_length is not None and model.family in full and model.init is not None:
         yield (
             "model.block_length",
             f"model.block_length = {model.block_length}, but model.family = {model.family} attends to the "
             "whole sequence",
-            "leave it out, or use the family sdar or a2d",
+            "leave it out, or use a family that attends in blocks: sdar, llada2, bd3lm, a2d",
         )
 
 
+@rule
+def experts_can_be_chosen(recipe: Recipe) -> Iterator[Finding]:
+    init, family = recipe.model.init, recipe.model.family
+    if init is None or family not in ("llada_moe", "llada2"):
+        return
+    if family == "llada2" and (init.num_experts % 2 or init.num_experts < 4):
+        yield (
+            "model.init.num_experts",
+            f"model.init.num_experts = {init.num_experts}: llada2 chooses from two groups of two or more",
+            "use an even number of at least 4",
+        )
+    most = init.num_experts // 2 if family == "llada2" else init.num_experts
+    if init.num_experts_per_tok > most:
+        yield (
+            "model.init.num_experts_per_tok",
+            f"model.init.num_experts_per_tok = {init.num_experts_per_tok} exceeds the {most} experts that "
+            f"{family} chooses from",
+            f"use {most} or less, or more experts",
+        )
+
+
+@sft_rule
 @rule
 def one_data_source(recipe: Recipe) -> Iterator[Finding]:
     if (recipe.data.task is None) == (recipe.data.train is None):
@@ -83,6 +147,7 @@ def one_data_source(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def char_tokenizer_has_characters(recipe: Recipe) -> Iterator[Finding]:
     init = recipe.model.init
@@ -96,12 +161,21 @@ def char_tokenizer_has_characters(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def blocks_divide_the_canvas(recipe: Recipe) -> Iterator[Finding]:
-    rollout = recipe.rollout
-    length, block, steps = rollout.max_completion_length, rollout.block_length, rollout.diffusion_steps
+    yield from _unfit_blocks(recipe, "rollout.block_length", recipe.rollout.block_length)
+    for block in recipe.rollout.block_lengths or ():
+        yield from _unfit_blocks(recipe, "rollout.block_lengths", block)
+    tried = recipe.data.over_denoising
+    for block in (tried.block_lengths or ()) if tried is not None else ():
+        yield from _unfit_blocks(recipe, "data.over_denoising.block_lengths", block)
+
+
+def _unfit_blocks(recipe: Recipe, key: str, block: int) -> Iterator[Finding]:
+    """What does not fit about blocks of some length, set by `key`."""
+    length, steps = recipe.rollout.max_completion_length, recipe.rollout.diffusion_steps
     if length % block:
         yield (
-            "rollout.block_length",
-            f"rollout.block_length = {block} does not divide rollout.max_completion_length = {length}",
+            key,
+            f"{key} = {block} does not divide rollout.max_completion_length = {length}",
             f"use a divisor such as {divisors_near(block, length)}",
         )
         return
@@ -111,15 +185,51 @@ def blocks_divide_the_canvas(recipe: Recipe) -> Iterator[Finding]:
         yield (
             "rollout.diffusion_steps",
             f"rollout.diffusion_steps = {steps} cannot be shared equally by {blocks} blocks "
-            f"(rollout.max_completion_length / rollout.block_length)",
+            f"(rollout.max_completion_length / {key})",
             f"use a multiple of {blocks} such as {' or '.join(map(str, near))}",
         )
-    elif steps > length:
+    elif steps > length and key == "rollout.block_length":
         yield (
             "rollout.diffusion_steps",
             f"rollout.diffusion_steps = {steps} exceeds rollout.max_completion_length = {length}: "
             "a step commits at least one token",
             f"use {length} or less",
+        )
+
+
+# Samplers whose confidence in a position is no probability.
+_NO_PROBABILITY = (
+    "random",
+    "ar",
+    "neg_entropy",
+    "dream_origin",
+    "dream_entropy",
+    "entropy_bound",
+    "entropy_bound_cumsum",
+    "entropy_threshold",
+)
+
+
+@rule
+def confidences_are_weights(recipe: Recipe) -> Iterator[Finding]:
+    algorithm, remasking = recipe.algorithm, recipe.rollout.remasking
+    weighs = algorithm.type == "mdpo" and algorithm.token_weights == "confidence"
+    if weighs and remasking in _NO_PROBABILITY:
+        yield (
+            "rollout.remasking",
+            f"rollout.remasking = {remasking} has confidences that are no probabilities, and "
+            "algorithm.token_weights = confidence weighs predictions by them",
+            "set algorithm.token_weights: uniform, or use low_confidence or rcr",
+        )
+
+
+@rule
+def predictions_belong_to_states(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.rollout.record_predictions and not recipe.rollout.record_states:
+        yield (
+            "rollout.record_predictions",
+            "rollout.record_predictions = true, and rollout.record_states = false keeps no trajectories",
+            "set rollout.record_states: true",
         )
 
 
@@ -149,6 +259,7 @@ _READERS = {
         "dream_entropy",
     ),
     "rcr_update": ("rcr",),
+    "policy": ("learned",),
 }
 
 
@@ -177,6 +288,7 @@ def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def lengths_fit_the_model(recipe: Recipe) -> Iterator[Finding]:
     init = recipe.model.init
@@ -227,6 +339,7 @@ def ranks_have_work(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def offload_needs_sharding(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.offload_optimizer and recipe.trainer.zero_stage == 0:
@@ -253,6 +366,7 @@ def warm_start_has_demonstrations(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def placement_fits(recipe: Recipe) -> Iterator[Finding]:
     cluster = recipe.cluster
@@ -278,6 +392,7 @@ def placement_fits(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def a_worker_uses_one_gpu(recipe: Recipe) -> Iterator[Finding]:
     for key in ("gpus_per_trainer", "gpus_per_rollout_worker"):
@@ -371,6 +486,7 @@ def ranges_are_ranges(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+@sft_rule
 @rule
 def warmup_ends(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.warmup_steps >= recipe.trainer.max_steps and recipe.trainer.max_steps > 1:
@@ -380,3 +496,78 @@ def warmup_ends(recipe: Recipe) -> Iterator[Finding]:
             f"trainer.max_steps = {recipe.trainer.max_steps}",
             "warm up over a tenth of the run or less",
         )
+
+
+@sft_rule
+def sampling_fits(recipe: SFTRecipe) -> Iterator[Finding]:
+    """Where evaluations sample, the sampler's and the rewards' rules hold as in reinforcement learning."""
+    if recipe.reward is not None:
+        yield from blocks_divide_the_canvas(recipe)
+        yield from every_reward_has_a_weight(recipe)
+
+
+@sft_rule
+def steps_have_rows(recipe: SFTRecipe) -> Iterator[Finding]:
+    if recipe.cluster.num_trainers > recipe.sft.batch_size:
+        yield (
+            "cluster.num_trainers",
+            f"cluster.num_trainers = {recipe.cluster.num_trainers} ranks share sft.batch_size = "
+            f"{recipe.sft.batch_size} rows per optimizer step",
+            f"use {recipe.sft.batch_size} ranks or less, or a larger sft.batch_size",
+        )
+    if recipe.trainer.num_minibatches > 1:
+        yield (
+            "trainer.num_minibatches",
+            f"trainer.num_minibatches = {recipe.trainer.num_minibatches} splits batches of rollouts, and "
+            "fine-tuning takes one optimizer step per batch",
+            "leave it out and set sft.batch_size",
+        )
+
+
+@sft_rule
+def objective_fits_itself(recipe: SFTRecipe) -> Iterator[Finding]:
+    """Settings of the objective that contradict each other or the canvas."""
+    objective, key = recipe.sft.objective, "sft.objective"
+    if objective is None:
+        return
+    low, high = getattr(objective, "min_rate", 0.0), getattr(objective, "max_rate", 1.0)
+    if low > high:
+        yield f"{key}.min_rate", f"{key}.min_rate = {low:g} exceeds {key}.max_rate = {high:g}", "swap them"
+    if getattr(objective, "half_life", None) is not None and objective.mask_rule != "count":
+        yield (
+            f"{key}.half_life",
+            f"{key}.half_life = {objective.half_life:g} chooses which of k positions are hidden, and "
+            f"{key}.mask_rule is {objective.mask_rule}",
+            f"set {key}.mask_rule: count",
+        )
+    growth = getattr(objective, "growth", None)
+    if growth is not None and (min(growth) < 1 or growth != sorted(growth)):
+        yield (
+            f"{key}.growth",
+            f"{key}.growth = {growth} does not grow from 1 or more",
+            "sort it, as in [1, 2, 4]",
+        )
+    elif growth is not None and objective.block_length not in (None, growth[-1]):
+        yield (
+            f"{key}.growth",
+            f"{key}.growth ends at {growth[-1]}, and {key}.block_length = {objective.block_length}",
+            "make them equal, or leave block_length out",
+        )
+
+
+@sft_rule
+def answers_have_a_source(recipe: SFTRecipe) -> Iterator[Finding]:
+    if recipe.data.task is None and recipe.data.task_answers != "demonstrations":
+        yield (
+            "data.task_answers",
+            f"data.task_answers = {recipe.data.task_answers} is about a procedural task, and data.task is "
+            "not set",
+            "leave it out",
+        )
+    if recipe.data.task is not None and recipe.sft.objective is not None:
+        if recipe.sft.objective.type == "trace":
+            yield (
+                "sft.objective.type",
+                "sft.objective.type = trace needs rows with a step_map, and data.task has none",
+                "set data.train to a run's rollouts folder",
+            )

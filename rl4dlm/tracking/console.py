@@ -18,13 +18,16 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from rl4dlm.recipe import Recipe
+from rl4dlm.recipe import AnyRecipe
 from rl4dlm.tracking.names import (
     ACCURACY,
+    ELBO,
     GREEDY_ACCURACY,
     KL,
+    LOSS,
     PASS_AT,
     REWARD,
+    SFT_TOKENS_PER_S,
     STEP_TIME,
     TOKENS_PER_S,
     format_change,
@@ -45,7 +48,7 @@ _PHASE_LINES = 10
 _SPEED_WINDOW_S = 6 * 3600.0
 
 
-def make_console_sink(recipe: Recipe, console: Console, *, total_updates: int, start: int) -> ConsoleSink:
+def make_console_sink(recipe: AnyRecipe, console: Console, *, total_updates: int, start: int) -> ConsoleSink:
     """The sink that `tracking.console` asks for; `auto` is `rich` on a terminal and `plain` elsewhere."""
     mode = recipe.tracking.console
     if mode == "auto":
@@ -76,11 +79,11 @@ class ConsoleSink(Sink):
     def evaluation(self, evaluation: Evaluation, time_s: float) -> None:
         when = "before training" if evaluation.update == 0 else f"after update {evaluation.update}"
         metrics = evaluation.metrics
-        shares = [name for name in headline_names(metrics) if is_share(name)]
-        values = [f"{label(name)} {format_measured(name, metrics)}" for name in shares]
+        shown = [name for name in headline_names(metrics) if is_share(name) or name == ELBO]
+        values = [f"{label(name)} {format_measured(name, metrics)}" for name in shown]
         self._line(f"evaluation {when}: {', '.join(values)}", style="bold")
-        if shown := shown_samples(evaluation.samples, self._num_samples):
-            self._console.print(self._sample_table(shown))
+        if rows := shown_samples(evaluation.samples, self._num_samples):
+            self._console.print(self._sample_table(rows))
 
     def _sample_table(self, rows: Sequence[SampleRow]) -> Table:
         functions = list(dict.fromkeys(name for row in rows for name in row.rewards))
@@ -129,10 +132,11 @@ class ConsoleSink(Sink):
 
 def _glance(metrics: Metrics) -> list[str]:
     """The few figures that are worth a look after every update, as `name value`."""
-    parts = [f"reward {metrics[REWARD]:.3f}"] if REWARD in metrics else []
+    parts = [f"{name} {metrics[name]:.3f}" for name in (REWARD, LOSS) if name in metrics]
     parts += [f"{name} {format_value(name, metrics[name])}" for name in (ACCURACY, KL) if name in metrics]
-    if TOKENS_PER_S in metrics:
-        parts.append(f"{metrics[TOKENS_PER_S]:,.0f} tokens/s")
+    parts += [
+        f"{metrics[name]:,.0f} tokens/s" for name in (TOKENS_PER_S, SFT_TOKENS_PER_S) if name in metrics
+    ]
     return parts
 
 

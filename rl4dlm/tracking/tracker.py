@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from rl4dlm.errors import StorageError
-from rl4dlm.recipe import Recipe, dump_resolved
+from rl4dlm.recipe import AnyRecipe, dump_resolved
 from rl4dlm.tracking.console import make_console_sink
 from rl4dlm.tracking.environment import describe_environment
 from rl4dlm.tracking.files import RECIPE_FILE, storage_error
@@ -42,7 +42,7 @@ class Tracker:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: AnyRecipe,
         folder: Path,
         *,
         total_updates: int,
@@ -64,7 +64,7 @@ class Tracker:
         self.folder = folder
         _prepare_folder(recipe, folder)
         header = {
-            "method": recipe.algorithm.type,
+            "method": recipe.method,
             "total_updates": total_updates,
             "environment": describe_environment(),
         }
@@ -191,7 +191,7 @@ class Tracker:
         self.close()
 
 
-def _prepare_folder(recipe: Recipe, folder: Path) -> None:
+def _prepare_folder(recipe: AnyRecipe, folder: Path) -> None:
     path = folder / RECIPE_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)

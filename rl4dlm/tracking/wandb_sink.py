@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl4dlm.recipe import Recipe
+from rl4dlm.recipe import AnyRecipe
 from rl4dlm.tracking.files import replace_file
 from rl4dlm.tracking.names import sectioned
 from rl4dlm.tracking.samples import SampleRow, visible
@@ -27,7 +27,7 @@ _FINISH_TIMEOUT_S = 300.0
 Say = Callable[[str], None]
 
 
-def wanted_mode(recipe: Recipe) -> str:
+def wanted_mode(recipe: AnyRecipe) -> str:
     """`auto`, `online`, `offline` or `disabled`: the recipe's setting, which WANDB_MODE overrides.
 
     A recipe that says `disabled` stays disabled.
@@ -57,7 +57,7 @@ class WandbSink(Sink):
     the table `eval/completions`. The first failure is reported as a warning and ends the sink, not the run.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, *, note: Say, warn: Say) -> None:
+    def __init__(self, recipe: AnyRecipe, folder: Path, *, note: Say, warn: Say) -> None:
         """`note` and `warn` say where the run is kept and what failed; nothing is started yet."""
         self._recipe = recipe
         self._folder = folder

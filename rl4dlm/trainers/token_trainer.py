@@ -150,8 +150,8 @@ def _where(live: Tensor, values: Tensor) -> Tensor:
 
 
 def _importance(rows: Rows) -> Tensor:
-    """The weights w_i, `[rows, completion]`, or 1."""
-    return rows.extra.get(IMPORTANCE, torch.ones_like(rows.advantage[:, None]))
+    """The weights w_i, of the estimate's shape, or 1."""
+    return rows.extra.get(IMPORTANCE, rows.advantage.new_ones(()))
 
 
 def _clipped(surrogate: Surrogate, live: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,11 +61,12 @@ class Placement:
             )
             return f"{len(seats)} {kind} ({each} each) on {', '.join(where)}"
 
-        return [
-            line("trainer rank(s)", self.trainers),
-            line("rollout worker(s)", self.rollouts),
-            line("reward worker(s)", self.rewards),
-        ]
+        kinds = {
+            "trainer rank(s)": self.trainers,
+            "rollout worker(s)": self.rollouts,
+            "reward worker(s)": self.rewards,
+        }
+        return [line(kind, seats) for kind, seats in kinds.items() if seats]
 
     def remove(self) -> None:
         """Give the reservation back."""

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rl4dlm.errors import Rl4dlmError, RunError, UpdateError
 from rl4dlm.loss.reduce import finish_metrics, merge_metrics
 from rl4dlm.loss.value import with_explained_variance
-from rl4dlm.recipe import Recipe
+from rl4dlm.recipe import AnyRecipe
 from rl4dlm.trainers.base import Metrics
+from rl4dlm.trainers.sft import SFTBatch
 from rl4dlm.types import Rollout, TrainBatch
 from rl4dlm.workers.placement import Say, Seat, wait_all, worker_environment
 from rl4dlm.workers.policy_worker import PolicyWorker
@@ -27,7 +29,7 @@ class RankDied(RunError):
 class PolicyGroup:
     """All DeepSpeed ranks. A rank that dies takes the group with it; the caller builds another."""
 
-    def __init__(self, recipe: Recipe, seats: Sequence[Seat], say: Say) -> None:
+    def __init__(self, recipe: AnyRecipe, seats: Sequence[Seat], say: Say) -> None:
         self._recipe, self._say = recipe, say
         environment = {"env_vars": worker_environment(recipe.cluster.threads_per_worker)}
         self.ranks = [
@@ -45,10 +47,11 @@ class PolicyGroup:
         address, port = self._wait([self.ranks[0].address.remote()], "trainer rank 0 to start", start_s)[0]
         self._all("join", f"{len(self.ranks)} trainer ranks to meet", start_s, address, port)
 
-    def load(self, model_path: str, warm_start: bool = False) -> int:
+    def load(self, model_path: str, supervised: bool = False, weight_decay: float | None = None) -> int:
         """Give every rank its engine; returns the number of trainable parameters."""
         what = f"{len(self.ranks)} trainer ranks to load the model"
-        return int(self._all("load", what, self._recipe.cluster.start_timeout_s, model_path, warm_start)[0])
+        start_s = self._recipe.cluster.start_timeout_s
+        return int(self._all("load", what, start_s, model_path, supervised, weight_decay)[0])
 
     def update(self, batch: TrainBatch, update: int) -> Metrics:
         """One update over all ranks; returns the metrics of the whole.
@@ -59,9 +62,15 @@ class PolicyGroup:
         """
         return with_explained_variance(self._summed("update", f"update {update}", ray.put(batch), update))
 
-    def warm_start(self, first: int, num_steps: int) -> Metrics:
-        """Some steps of supervised fine-tuning."""
-        return self._summed("warm_start", f"warm-start steps from {first}", first, num_steps)
+    def sft(self, batches: Sequence[SFTBatch], rates: Sequence[float], what: str) -> list[Metrics]:
+        """Some steps of supervised fine-tuning; the metrics of each."""
+        parts = self._all("sft", what, self._bound, ray.put(list(batches)), list(rates))
+        return [finish_metrics(merge_metrics(step)) for step in zip(*parts, strict=True)]
+
+    def held_out(self, batch: SFTBatch) -> np.ndarray:
+        """Negative log-likelihood estimates of held-out rows, float64 `[rows]`, nats."""
+        parts = self._all("held_out", "the held-out likelihood", self._bound, ray.put(batch))
+        return np.sum(parts, axis=0)
 
     def replay_gap(self, rollouts: Sequence[Rollout], temperature: float) -> float:
         """Mean |log-prob of the trainer - log-prob that the sampler recorded| over some recorded tokens,

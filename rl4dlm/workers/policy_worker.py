@@ -8,11 +8,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
-from rl4dlm.data import Task, demonstrations, open_renderer, open_task
-from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import CheckpointError, StorageError
 from rl4dlm.likelihood.trace import replay_gap
 from rl4dlm.loss.reduce import merge_metrics
@@ -21,24 +20,27 @@ from rl4dlm.models import (
     ValueModel,
     add_lora,
     denoiser,
-    encode,
     load,
+    merge_into,
     merged_state_dict,
+    options_of,
     reference,
     save,
     save_adapter,
     trainable_state,
 )
-from rl4dlm.recipe import Recipe
+from rl4dlm.recipe import AnyRecipe, Recipe
 from rl4dlm.run_folder import CheckpointParts
 from rl4dlm.trainers import make_trainer, setting_of
 from rl4dlm.trainers.base import Metrics
+from rl4dlm.trainers.sft import SFTBatch
 from rl4dlm.trainers.trace_value import TraceValue
-from rl4dlm.trainers.warm_start import demonstration_batch, sft_loss, sft_micro_batches
 from rl4dlm.types import Denoiser, Rollout, TrainBatch
 from rl4dlm.workers import engine as ds
 from rl4dlm.workers.critic import Critic
-from rl4dlm.workers.schedule import learning_rate, warm_start_rate
+from rl4dlm.workers.schedule import learning_rate
+from rl4dlm.workers.sharded import assemble_sharded, whole_shape
+from rl4dlm.workers.supervised import RankSFT
 from rl4dlm.workers.update import RankUpdate
 from rl4dlm.workers.weight_sync import CHUNK_BYTES, Manifest, combine, pack
 
@@ -46,7 +48,7 @@ from rl4dlm.workers.weight_sync import CHUNK_BYTES, Manifest, combine, pack
 class _PolicyWorker:
     """A rank of the policy. Every method but `address` is a collective: the driver calls it on all ranks."""
 
-    def __init__(self, recipe: Recipe, rank: int) -> None:
+    def __init__(self, recipe: AnyRecipe, rank: int) -> None:
         torch.set_num_threads(recipe.cluster.threads_per_worker)
         if recipe.run.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -69,10 +71,14 @@ class _PolicyWorker:
         timeout_s = self._recipe.cluster.update_timeout_s
         ds.join_process_group(self._rank, self._world_size, address, port, self._device, timeout_s)
 
-    def load(self, model_path: str, warm_start: bool = False) -> int:
+    def load(self, model_path: str, supervised: bool = False, weight_decay: float | None = None) -> int:
         """Build the engine around a model folder; returns the number of trainable parameters.
 
         A second call replaces the engine: warm start and RL have optimizers of their own.
+
+        Args:
+            supervised: for `sft`, which needs neither a trainer nor a reference.
+            weight_decay: None: the trainer's.
         """
         recipe, trainer = self._recipe, self._recipe.trainer
         if self._engine is not None:
@@ -80,16 +86,22 @@ class _PolicyWorker:
         if self._critic is not None:
             self._critic.update.engine.destroy()
         self._loaded = self._load_model(model_path)
-        self._trainer = make_trainer(recipe, self._loaded.spec)
         module = self._loaded.module
         if trainer.gradient_checkpointing:
             module.gradient_checkpointing_enable()
         if trainer.lora is not None:
             module = add_lora(module, trainer.lora, self._loaded.family, seed=recipe.run.seed)
-        decay = recipe.warm_start.weight_decay if warm_start and recipe.warm_start is not None else None
-        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        frozen = self._reference_copy(model_path) if not warm_start else None
-        self._engine = ds.make_engine(module, trainer, decay)
+        trainable = sum(whole_shape(p).numel() for p in module.parameters() if p.requires_grad)
+        if not isinstance(recipe, Recipe) or supervised:
+            self._engine = ds.make_engine(module, trainer, weight_decay)
+            self._denoiser = denoiser(self._loaded, model=self._engine, device=self._device)
+            ranks = (self._rank, self._world_size)
+            self._sft = RankSFT(self._engine, self._denoiser, *ranks, trainer.micro_batch_tokens)
+            self._critic = None
+            return trainable
+        self._trainer = make_trainer(recipe, self._loaded.spec)
+        frozen = self._reference_copy(model_path)
+        self._engine = ds.make_engine(module, trainer)
         self._denoiser = denoiser(self._loaded, model=self._engine, device=self._device)
         self._update = RankUpdate(
             engine=self._engine,
@@ -102,7 +114,7 @@ class _PolicyWorker:
             reference=frozen,
             **({"as_reference": lambda: reference(module)} if trainer.lora is not None else {}),
         )
-        self._critic = None if warm_start else self._make_critic(model_path)
+        self._critic = self._make_critic(model_path)
         return trainable
 
     def _make_critic(self, model_path: str) -> Critic | None:
@@ -139,14 +151,13 @@ class _PolicyWorker:
         return module
 
     def _load_model(self, path: str) -> LoadedModel:
-        model = self._recipe.model
         return load(
             path,
-            family=model.family,
             dtype=torch.bfloat16 if self._recipe.trainer.bf16 else torch.float32,
             device=self._device,
-            trust_remote_code=model.trust_remote_code,
-            block_length=model.block_length,
+            quantization=self._recipe.model.quantization,
+            assemble=assemble_sharded(self._recipe.trainer),
+            **options_of(self._recipe.model),
         )
 
     def _reference_copy(self, path: str) -> Denoiser | None:
@@ -182,58 +193,18 @@ class _PolicyWorker:
         ds.set_learning_rate(critic.update.engine, critic.method.value.learning_rate * share)
         return critic.run(batch)
 
-    def warm_start(self, first: int, num_steps: int) -> Metrics:
-        """Steps `first` .. of masked-diffusion SFT on the task's demonstrations; metrics of the last of
-        them."""
-        settings = self._recipe.warm_start
-        assert settings is not None and self._recipe.data.task is not None
-        task = open_task(self._recipe.data.task, self._recipe.run.seed)
-        metrics: Metrics = {}
-        self._engine.train()
-        for step in range(first, first + num_steps):
-            ds.set_learning_rate(self._engine, warm_start_rate(settings, step))
-            indices = range(step * settings.batch_size, (step + 1) * settings.batch_size)
-            metrics = self._sft_step(self._demonstrations(task, indices, step))
-        return metrics
+    def sft(self, batches: list[SFTBatch], rates: list[float]) -> list[Metrics]:
+        """Optimizer steps of supervised fine-tuning, with their learning rates; metrics of each, this rank's
+        share."""
+        parts = []
+        for batch, rate in zip(batches, rates, strict=True):
+            ds.set_learning_rate(self._engine, rate)
+            parts.append(self._sft.step(batch))
+        return parts
 
-    def _demonstrations(self, task: Task, indices: range, step: int) -> TrainBatch:
-        tokenizer, recipe = self._loaded.tokenizer, self._recipe
-        renderer = open_renderer(recipe.data, tokenizer, recipe.model.chat_template)
-        prompts, completions = demonstrations(
-            task,
-            lambda text: encode(tokenizer, text),
-            eos_id=self._loaded.spec.eos_id,
-            completion_length=recipe.rollout.max_completion_length,
-            indices=indices,
-            render=lambda text: renderer.text(text, {}, "demonstration"),
-        )
-        return demonstration_batch(
-            prompts,
-            list(completions),
-            canvas_length=completions.shape[1],
-            eos_id=self._loaded.spec.eos_id,
-            seed=derive_seed(recipe.run.seed, "warm_start", step),
-        )
-
-    def _sft_step(self, batch: TrainBatch) -> Metrics:
-        """One optimizer step; every rank runs as many passes as the busiest one."""
-        budget = self._recipe.trainer.micro_batch_tokens
-        plans = [
-            sft_micro_batches(batch, range(rank, len(batch), self._world_size), budget)
-            for rank in range(self._world_size)
-        ]
-        parts: list[Metrics] = []
-        mine = plans[self._rank]
-        for number in range(max(len(plan) for plan in plans)):
-            real = number < len(mine)
-            loss, part = sft_loss(
-                self._denoiser, batch, mine[number] if real else mine[-1][:1], num_rows=len(batch)
-            )
-            self._engine.backward(loss * (float(self._world_size) if real else 0.0))
-            if real:
-                parts.append(part)
-        self._engine.step()
-        return merge_metrics(parts)
+    def held_out(self, batch: SFTBatch) -> np.ndarray:
+        """Negative log-likelihood estimates of held-out rows, see `RankSFT.held_out`."""
+        return self._sft.held_out(batch)
 
     def replay_gap(self, rollouts: list[Rollout], temperature: float) -> tuple[float, int]:
         """Sum over tokens of |log-prob now - log-prob at commit| on recorded steps, and the number of
@@ -263,8 +234,19 @@ class _PolicyWorker:
         """
         with ds.gathered(self._engine, self._recipe.trainer.zero_stage):
             if self._rank == 0:
-                state = merged_state_dict(self._engine.module)
+                state = self._whole_state()
                 save(self._loaded, folder, self._loaded.tokenizer, state_dict=state)
+
+    def _whole_state(self) -> dict[str, torch.Tensor]:
+        """Weights under their published names, adapters merged in; where the base is quantised, into the
+        weights that it was made of."""
+        lora, model = self._recipe.trainer.lora, self._recipe.model
+        if lora is None or model.quantization == "none":
+            return merged_state_dict(self._engine.module)
+        assert self._loaded.source is not None
+        dtype = torch.bfloat16 if self._recipe.trainer.bf16 else torch.float32
+        base = load(self._loaded.source, dtype=dtype, **options_of(model))
+        return merge_into(base, trainable_state(self._engine.module), lora)
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint: the engine's state, and the model (under LoRA the adapters)

@@ -13,7 +13,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import Rl4dlmError, RolloutError
-from rl4dlm.recipe import Recipe
+from rl4dlm.recipe import AnyRecipe
 from rl4dlm.rollout import Request
 from rl4dlm.types import Rollout
 from rl4dlm.workers.placement import Say, Seat, wait_all, worker_environment
@@ -35,7 +35,7 @@ class RolloutPool:
     which worker drew a chunk or on whether one died.
     """
 
-    def __init__(self, recipe: Recipe, model_path: str, seats: Sequence[Seat], say: Say) -> None:
+    def __init__(self, recipe: AnyRecipe, model_path: str, seats: Sequence[Seat], say: Say) -> None:
         self._recipe, self._model_path, self._seats, self._say = recipe, model_path, list(seats), say
         self._manifest: Manifest | None = None
         self._loaded_version: int | None = None

@@ -10,8 +10,8 @@ import torch
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import SyncError
-from rl4dlm.models import add_lora, denoiser, load, trainable_state
-from rl4dlm.recipe import Recipe
+from rl4dlm.models import add_lora, denoiser, load, options_of, trainable_state
+from rl4dlm.recipe import AnyRecipe
 from rl4dlm.rollout import Engine, Request
 from rl4dlm.types import Rollout
 from rl4dlm.workers.weight_sync import Manifest, combine, load_into
@@ -20,18 +20,16 @@ from rl4dlm.workers.weight_sync import Manifest, combine, load_into
 class _RolloutWorker:
     """Holds one copy of the policy. It samples only when it holds exactly the version it is asked for."""
 
-    def __init__(self, recipe: Recipe, model_path: str) -> None:
+    def __init__(self, recipe: AnyRecipe, model_path: str) -> None:
         torch.set_num_threads(recipe.cluster.threads_per_worker)
         self._device = "cuda" if recipe.cluster.gpus_per_rollout_worker else "cpu"
         dtype = torch.bfloat16 if recipe.trainer.bf16 else torch.float32
-        model = recipe.model
         loaded = load(
             model_path,
-            family=model.family,
             dtype=dtype,
             device=self._device,
-            trust_remote_code=model.trust_remote_code,
-            block_length=model.block_length,
+            quantization=recipe.model.quantization,
+            **options_of(recipe.model),
         )
         self._tokenizer = loaded.tokenizer
         module = loaded.module

@@ -13,10 +13,10 @@ FLOORS = [
     {"diffusion", "run_folder"},
     {"advantage", "likelihood", "loss", "decoding"},
     {"data", "models", "rollout", "reward", "tracking"},
-    {"trainers", "preflight", "export", "benchmarks", "lm_eval_bridge"},
+    {"trainers", "preflight", "voice", "prompt_filter", "export", "benchmarks", "lm_eval_bridge"},
     {"workers", "cost", "score"},
-    {"evaluate", "dry_run", "doctor"},
-    {"train", "standalone", "suite"},
+    {"evaluate", "dry_run", "doctor", "estimate"},
+    {"train", "finetune", "standalone", "suite"},
     {"cli"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -25,10 +25,23 @@ REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]  # the second of three groups
 WHOLE = 10**6  # a token budget that everything fits in
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "espo": {"type": "espo", "epsilon": 0.2},
+    "espo-plain": {"type": "espo", "epsilon": 0.01, "beta": 0.0, "num_masks": 1, "baseline": "mean"},
     "gdpo": {"type": "gdpo"},
     "gdpo-kl": {"type": "gdpo", "beta": 0.2, "num_nodes": 2},
     "diffu_grpo": {"type": "diffu_grpo", "beta": 0.0},
     "diffu_grpo-kl": {"type": "diffu_grpo", "p_mask_prompt": 0.5},
+    "mdpo": {"type": "mdpo", "beta": 0.0},
+    "mdpo-kl": {"type": "mdpo", "sample_train_steps": 2, "beta": 0.5, "token_weights": "uniform"},
+    "mdpo-options": {
+        "type": "mdpo",
+        "beta": 0.0,
+        "adv_kind": "reward",
+        "reward_stride": 2,
+        "lambda_mode": "none",
+        "train_beyond_block": False,
+        "importance_correction": "truncated",
+    },
     "diffu_grpo-importance": {"type": "diffu_grpo", "importance_correction": "truncated"},
     "coupled_grpo": {"type": "coupled_grpo", "beta": 0.0},
     "coupled_grpo-kl": {"type": "coupled_grpo", "beta": 0.3, "calibrate": True, "baseline": "loo"},
@@ -69,7 +82,7 @@ def batch_of(trainer: Trainer, reward=REWARD, groups=None) -> TrainBatch:
         decodes = trainer.partial_decodes(groups)
         final = [0.5 if np.isnan(value) else value for value in reward]
         step_rewards = [
-            final[i] * rng.integers(0, 2, len(texts)).astype(np.float32) for i, texts in enumerate(decodes)
+            final[i] * rng.uniform(0.5, 1, len(texts)).astype(np.float32) for i, texts in enumerate(decodes)
         ]
         assert len(decodes) == len(flatten(groups))
     batch, _ = trainer.prepare(

@@ -48,12 +48,14 @@ def write_recipe(folder: Path) -> Path:
     return path
 
 
-def start_driver(recipe: Path, output: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`rl4dlm train` as a user starts it, output to a file beside the runs."""
+def start_driver(
+    recipe: Path, output: Path, *arguments: str, command: str = "train"
+) -> subprocess.Popen[str]:
+    """`rl4dlm train` (or `sft`) as a user starts it, output to a file beside the runs."""
     log = open(output / f"driver-{time.monotonic_ns()}.txt", "w")  # noqa: SIM115 - lives as long as the driver
-    command = [sys.executable, "-c", "from rl4dlm.cli import main; main()", "train", str(recipe)]
+    started = [sys.executable, "-c", "from rl4dlm.cli import main; main()", command, str(recipe)]
     return subprocess.Popen(
-        [*command, f"run.output_dir={output}", *arguments],
+        [*started, f"run.output_dir={output}", *arguments],
         stdout=log,
         stderr=subprocess.STDOUT,
         text=True,

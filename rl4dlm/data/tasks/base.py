@@ -93,15 +93,15 @@ class Task(ABC):
             self._eval_prompts.add(instance.prompt)
         return self._eval[index]
 
-    def demonstration(self, index: int) -> tuple[str, str]:
-        """Prompt and completion of training instance `index`, by a demonstrator who is often wrong.
+    def demonstration(self, index: int, split: Split = "train") -> tuple[str, str]:
+        """Prompt and completion of instance `index` of a split, by a demonstrator who is often wrong.
 
         The warm start of a run imitates these; what it lacks is left for RL to find.
         """
-        instance = self.instance("train", index)
-        return instance.prompt, self._demonstrate(
-            instance, Random(derive_seed(self._seed, "demonstration", self.name, index))
-        )
+        instance = self.instance(split, index)
+        path = (index,) if split == "train" else (split, index)
+        rng = Random(derive_seed(self._seed, "demonstration", self.name, *path))
+        return instance.prompt, self._demonstrate(instance, rng)
 
     def _draw_until_it_fits(
         self, split: Split, index: int, rng: Random, taken: Collection[str] = ()

@@ -11,40 +11,53 @@ from rl4dlm.errors import DataError
 from rl4dlm.recipe.sections import CountdownTask, SortTask
 
 
-def test_completions_are_the_answer_then_end_of_text_to_the_canvas(plain_tokenizer: CharTokenizer) -> None:
+def test_examples_are_prompt_and_answer_as_ids(plain_tokenizer: CharTokenizer) -> None:
     task = open_task(SortTask(num_digits=3), 0)
-    prompts, completions = demonstrations(
-        task, plain_tokenizer.encode, eos_id=7, completion_length=5, indices=range(10, 14)
-    )
-    assert completions.shape == (4, 5) and completions.dtype == np.int32
-    for row, index in enumerate(range(10, 14)):
+    examples = demonstrations(task, plain_tokenizer.encode, completion_length=5, indices=range(10, 14))
+    for example, index in zip(examples, range(10, 14), strict=True):
         prompt, answer = task.demonstration(index)
-        assert prompts[row] == tuple(map(ord, prompt))
-        assert completions[row].tolist() == [*map(ord, answer), 7, 7]
+        assert example.prompt_ids.tolist() == [*map(ord, prompt)] and example.prompt_ids.dtype == np.int32
+        assert example.completion_ids.tolist() == [*map(ord, answer)]
+        assert example.uid == index and example.ended
+
+
+def test_held_out_demonstrations_belong_to_held_out_instances_and_gold_ones_are_right(
+    plain_tokenizer: CharTokenizer,
+) -> None:
+    task = open_task(SortTask(num_digits=3), 0)
+    encode = plain_tokenizer.encode
+    shown = [
+        demonstrations(task, encode, completion_length=3, indices=range(40), split="eval", gold=gold)
+        for gold in (False, True)
+    ]
+    for example, gold, index in zip(*shown, range(40), strict=True):
+        instance = task.instance("eval", index)
+        assert example.uid == gold.uid == instance.uid
+        assert example.prompt_ids.tolist() == gold.prompt_ids.tolist() == [*map(ord, instance.prompt)]
+        assert gold.completion_ids.tolist() == [*map(ord, instance.answer)]
+    wrong = [e.completion_ids.tolist() != g.completion_ids.tolist() for e, g in zip(*shown, strict=True)]
+    assert 8 <= sum(wrong) <= 32  # half are descending
 
 
 def test_an_answer_may_fill_the_canvas_exactly(plain_tokenizer: CharTokenizer) -> None:
     task = open_task(SortTask(num_digits=3), 0)
-    _, completions = demonstrations(
-        task, plain_tokenizer.encode, eos_id=7, completion_length=3, indices=range(2)
-    )
-    assert not (completions == 7).any()
+    examples = demonstrations(task, plain_tokenizer.encode, completion_length=3, indices=range(2))
+    assert [len(example.completion_ids) for example in examples] == [3, 3]
 
 
 def test_an_answer_longer_than_the_canvas_is_refused_with_its_length(plain_tokenizer: CharTokenizer) -> None:
     task = open_task(CountdownTask(), 0)  # 4 digits and 3 operators: 7 characters
     with pytest.raises(DataError, match=r"max_completion_length = 6 .*has 7 tokens.\nFix: raise .* to 7"):
-        demonstrations(task, plain_tokenizer.encode, eos_id=7, completion_length=6, indices=range(2))
+        demonstrations(task, plain_tokenizer.encode, completion_length=6, indices=range(2))
 
 
 def test_prompts_pass_through_the_renderer(plain_tokenizer: CharTokenizer) -> None:
     task = open_task(SortTask(num_digits=3), 0)
-    prompts, _ = demonstrations(
+    (example,) = demonstrations(
         task,
         plain_tokenizer.encode,
-        eos_id=7,
         completion_length=3,
         indices=range(1),
         render=lambda prompt: f"<{prompt}>",
     )
-    assert prompts[0] == tuple(map(ord, f"<{task.demonstration(0)[0]}>"))
+    assert example.prompt_ids.tolist() == [*map(ord, f"<{task.demonstration(0)[0]}>")]

@@ -247,15 +247,14 @@ def test_demonstrations_read_like_the_prompts_of_the_run(
     open_source: Callable, chat_tokenizer: CharTokenizer
 ) -> None:
     source = open_source(tokenizer=chat_tokenizer, task=CountdownTask(), prompt_template="Reach {prompt}")
-    prompts, _ = demonstrations(
+    examples = demonstrations(
         open_task(CountdownTask(), 0),
         chat_tokenizer.encode,
-        eos_id=0,
         completion_length=8,
         indices=range(3),
         render=source.render,
     )
-    assert prompts == [prompt.token_ids for prompt in source.batch(0, 3)]
+    assert [tuple(e.prompt_ids.tolist()) for e in examples] == [p.token_ids for p in source.batch(0, 3)]
 
 
 def test_real_gsm8k_countdown_and_sudoku_files_open(shared_data: Path, open_source: Callable) -> None:

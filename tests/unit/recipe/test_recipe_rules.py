@@ -18,8 +18,33 @@ BROKEN = [
     ("one_model_source", ["model.init.n_heads=3"], "model.init.n_heads", "1 or 2 or 4 heads"),
     ("one_model_source", ["model.init.n_kv_heads=3"], "model.init.n_kv_heads", "1 or 2 or 4"),
     ("blocks_fit_the_family", ["model.family=sdar"], "model.block_length", "published: 4"),
-    ("blocks_fit_the_family", ["model.block_length=4"], "model.block_length", "sdar or a2d"),
+    ("blocks_fit_the_family", ["model.block_length=4"], "model.block_length", "sdar, llada2, bd3lm, a2d"),
     ("blocks_fit_the_family", ["model.family=dream", "model.block_length=4"], "model.block_length", "leave"),
+    (
+        "experts_can_be_chosen",
+        ["model.family=llada_moe", "model.init.num_experts_per_tok=5"],
+        "model.init.num_experts_per_tok",
+        "4 or less",
+    ),
+    (
+        "experts_can_be_chosen",
+        ["model.family=llada2", "model.block_length=4", "model.init.num_experts=5"],
+        "model.init.num_experts",
+        "even number",
+    ),
+    (
+        "a_model_from_scratch_is_as_long_as_it_is_made",
+        ["model.max_length=128"],
+        "model.max_length",
+        "model.init.max_sequence_length",
+    ),
+    ("quantised_weights_stay_as_they_are", ["model.quantization=4bit"], "model.quantization", "trainer.lora"),
+    (
+        "quantised_weights_stay_as_they_are",
+        ["model.quantization=8bit", "trainer.lora.r=4", NO_WARM_START, "trainer.zero_stage=3"],
+        "trainer.zero_stage",
+        "trainer.zero_stage=2",
+    ),
     ("one_data_source", ["data.train=rows.jsonl"], "data.task", "exactly one"),
     (
         "one_data_source",
@@ -37,6 +62,30 @@ BROKEN = [
         "multiple of 4 such as 4 or 8",
     ),
     ("blocks_divide_the_canvas", ["rollout.diffusion_steps=9"], "rollout.diffusion_steps", "8 or less"),
+    (
+        "blocks_divide_the_canvas",
+        ["rollout.block_lengths=[8, 3]"],
+        "rollout.block_lengths = 3",
+        "1 or 2 or 4",
+    ),
+    (
+        "blocks_divide_the_canvas",
+        ["data.over_denoising.block_lengths=[8, 2]", "rollout.diffusion_steps=6"],
+        "4 blocks (rollout.max_completion_length / data.over_denoising.block_lengths)",
+        "multiple of 4",
+    ),
+    (
+        "confidences_are_weights",
+        ["algorithm={type: mdpo}", "rollout.remasking=random"],
+        "rollout.remasking = random",
+        "token_weights: uniform",
+    ),
+    (
+        "predictions_belong_to_states",
+        ["rollout.record_predictions=true", "rollout.record_states=false"],
+        "rollout.record_predictions",
+        "record_states: true",
+    ),
     (
         "rates_are_a_range",
         ["algorithm={type: coupled_grpo, min_rate: 0.6, max_rate: 0.4}"],
@@ -156,6 +205,9 @@ def test_each_case_breaks_the_rule_it_names_and_no_other() -> None:
         ["cluster.gpus_per_trainer=0.6", "cluster.gpus_per_rollout_worker=0.4"],
         ["cluster.placement=separate", "cluster.trainer_resource=big", "cluster.rollout_resource=small"],
         ["trainer.max_steps=1", "trainer.warmup_steps=1"],
+        ["rollout.block_lengths=[2, 4, 8]"],
+        ["algorithm={type: mdpo, token_weights: uniform}", "rollout.remasking=random"],
+        ["algorithm={type: mdpo}", "rollout.remasking=rcr"],
     ],
 )
 def test_rules_are_silent_on_what_is_right(overrides: list[str]) -> None:
