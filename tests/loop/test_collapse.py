@@ -15,7 +15,7 @@ from rl4dlm.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
-# The warm-up never ends: update u has the learning rate 0.0002 u.
+# The warm-up never ends: update u has the learning rate 0.0007 u.
 RISING = {
     **TINY,
     "model": {"init": {**TINY["model"]["init"], "d_model": 64, "n_layers": 2, "mlp_hidden_size": 128}},
@@ -24,7 +24,7 @@ RISING = {
     "algorithm": {"type": "gdpo", "num_nodes": 2},
     "trainer": {
         **TINY["trainer"],
-        "learning_rate": 0.2,
+        "learning_rate": 0.7,
         "warmup_steps": 999,
         "max_steps": 1000,
         "save_steps": 1,
