@@ -133,7 +133,8 @@ class MDPO(TokenTrainer):
     def _rows(self, batch: TrainBatch, micro: MicroBatch, states: States, value: Tensor, inner: int) -> Rows:
         """Judged are the targets of this pass, each in its state: `[rows, K, completion]`."""
         live = self.combine(states.target.to(value), states, len(micro.rows)) > 0
-        return replace(super()._rows(batch, micro, states, value, inner), live=live)
+        rows = super()._rows(batch, micro, states, value, inner)
+        return replace(rows, live=live, stands_for=live.to(value))
 
 
 def _step_metrics(step_rewards: Sequence[np.ndarray], choice: StepChoice, visited: VisitedStates) -> Metrics:
