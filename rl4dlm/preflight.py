@@ -26,6 +26,7 @@ from rl4dlm.recipe import Recipe
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.rollout import check_sampler, sampler_notes
+from rl4dlm.rollout.external import find_engine
 from rl4dlm.types import DenoiserSpec, Prompt
 
 
@@ -62,6 +63,7 @@ def preflight(recipe: Recipe) -> Preflight:
         make_model = partial(_no_model, recipe.model.path)
     sampler = SamplerSpec.from_config(recipe.rollout)
     check_sampler(sampler, spec)
+    find_engine(recipe.rollout.engine)
     prompts = open_prompts(
         recipe.data,
         tokenizer=tokenizer,
