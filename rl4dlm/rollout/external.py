@@ -116,11 +116,11 @@ class ExternalEngine:
             )
         gen_len, tokens = self._spec.gen_len, len(completion.token_ids)
         steps = int(completion.step_map.max()) + 1
-        canvas = np.full(gen_len, self._denoiser.spec.mask_id, np.int64)
+        canvas: np.ndarray = np.full(gen_len, self._denoiser.spec.mask_id, np.int64)
         canvas[:tokens] = completion.token_ids
         sampler = request.sampler(self._spec)
         offset = block_offset(len(request.prompt_ids), self._denoiser.spec, sampler.block_length)
-        block = (np.arange(tokens) + offset) // sampler.block_length
+        block: np.ndarray = (np.arange(tokens) + offset) // sampler.block_length
         committed = np.bincount(completion.step_map, minlength=steps)
         return RawRow(
             canvas=canvas,
@@ -153,14 +153,14 @@ def completion_problems(completion: Completion, spec: SamplerSpec, mask_id: int)
 
 
 def _padded(values: np.ndarray, length: int, dtype: type) -> np.ndarray:
-    padded = np.zeros(length, dtype)
+    padded: np.ndarray = np.zeros(length, dtype)
     padded[: len(values)] = values
     return padded
 
 
 def _ranks(step_map: np.ndarray) -> np.ndarray:
     """Order within each step, by position: an external sampler does not say in which order it chose."""
-    ranks = np.zeros(len(step_map), np.int64)
+    ranks: np.ndarray = np.zeros(len(step_map), np.int64)
     for step in np.unique(step_map):
         where = np.flatnonzero(step_map == step)
         ranks[where] = np.arange(len(where))
