@@ -41,6 +41,7 @@ def header(name: str) -> str:
 def test_the_promised_recipes_are_there():
     promised = {f"gdpo/{kind}" for kind in ("tiny_sort", "tiny_countdown", "tiny_sudoku")}
     promised |= {f"gdpo/llada_{task}" for task in ROWS} | {"quickstart"}
+    promised |= {f"gdpo/{model}_gsm8k" for model in ("dream", "sdar", "trado")}
     assert promised <= RECIPES.keys()
 
 
@@ -131,7 +132,7 @@ def tiny_llada(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_overrides(name: str, folder: Path) -> Iterator[str]:
     """A small local file with the columns that a recipe expects, for training and evaluation."""
-    row = ROWS[Path(name).name.removeprefix("llada_")]
+    row = ROWS[Path(name).name.rpartition("_")[2]]
     path = folder / "rows.jsonl"
     rows = [{key: value.replace("{}", str(i)) for key, value in row.items()} for i in range(30)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -159,7 +160,7 @@ def test_what_the_model_reads_holds_the_task_and_asks_for_the_tags_that_the_rewa
     from rl4dlm.data.render import PromptTemplate
 
     recipe = of(name)
-    row = ROWS[Path(name).name.removeprefix("llada_")]
+    row = ROWS[Path(name).name.rpartition("_")[2]]
     template = PromptTemplate.parse(recipe.data.prompt_template or "{prompt}")
     prompt = row[recipe.data.prompt_column or "question"]
     text = template.fill({**row, "prompt": prompt}, "row 0")
