@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rl4dlm.models import ModelFacts
 from rl4dlm.recipe import Recipe
+from rl4dlm.recipe.sections import RolloutConfig
 
 GIB = 2**30
 
@@ -104,12 +105,14 @@ def _trainer_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dic
 
 def _rollout_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dict[str, float]:
     rollout, size = recipe.rollout, _dtype_bytes(recipe)
+    looks_everywhere = _records_predictions(recipe) or rollout.remasking == "rcr"
+    scored = rollout.max_completion_length if looks_everywhere else rollout.block_length
     tokens = rollout.slots * (prompt_tokens + rollout.max_completion_length)
     widest = 4 * facts.hidden_size + 3 * facts.mlp_size
     return {
         "weights": _weight_bytes(recipe, facts),
         "activations": tokens * widest * size,
-        "logits": 2 * rollout.slots * rollout.block_length * facts.vocab_size * 4,
+        "logits": 2 * rollout.slots * scored * facts.vocab_size * 4,
         "KV cache": 0.0,
     }
 
@@ -119,13 +122,25 @@ def _disk_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dict[s
     trainable = trainable_parameters(recipe, facts)
     optimizer = (12 if trainer.bf16 else 8) * trainable
     one = optimizer + 2 * trainable * size
+    kept = max(trainer.save_total_limit, 2) if recipe.sentinel.enabled else trainer.save_total_limit
     rows = recipe.rollout.prompts_per_update * recipe.rollout.num_generations
     files = trainer.max_steps // recipe.tracking.rollouts_every if recipe.tracking.rollouts_every else 0
     return {
-        f"checkpoints ({trainer.save_total_limit} kept)": (trainer.save_total_limit + 1) * one,
+        f"checkpoints ({kept} kept)": (kept + 1) * one,
         "exported model": facts.num_parameters * size,
-        "rollouts": files * rows * (20.0 * recipe.rollout.max_completion_length + 4.0 * prompt_tokens),
+        "rollouts": files * rows * (_record_bytes(recipe.rollout) + 4.0 * prompt_tokens),
     }
+
+
+def _records_predictions(recipe: Recipe) -> bool:
+    return recipe.algorithm.needs_predictions or recipe.rollout.record_predictions
+
+
+def _record_bytes(rollout: RolloutConfig) -> float:
+    """Of a completion in the rollouts' files; predictions shrink with the masked positions, to half on
+    average."""
+    predictions = 12.0 * rollout.diffusion_steps / 2 if rollout.record_predictions else 0.0
+    return (20.0 + predictions) * rollout.max_completion_length
 
 
 def _update_rows(recipe: Recipe) -> float:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from rl4dlm.data import PromptSource, demonstrations, open_prompts, open_task, training_texts
+from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import ClusterError, ModelError, RecipeError
 from rl4dlm.models import (
     LoadedModel,
@@ -27,6 +28,7 @@ from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.advice import warnings_of
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.pool import RewardPool
+from rl4dlm.rollout import check_sampler, sampler_notes
 from rl4dlm.types import DenoiserSpec, Prompt
 
 
@@ -59,13 +61,15 @@ def preflight(recipe: Recipe) -> Preflight:
     require_quantisable(recipe.model.quantization, _weakest_device(recipe))
     entries_of(recipe.reward)
     if recipe.model.init is not None:
-        model = _scratch_model(recipe)
+        model = scratch_model(recipe)
         tokenizer, spec, facts, make_model = model.tokenizer, model.spec, describe(model), lambda: model
     else:
         assert recipe.model.path is not None
         facts = inspect(recipe.model.path, **options_of(recipe.model))
         tokenizer, spec = load_tokenizer(recipe.model.path, **options_of(recipe.model))
         make_model = partial(_no_model, recipe.model.path)
+    sampler = SamplerSpec.from_config(recipe.rollout)
+    check_sampler(sampler, spec)
     prompts = open_prompts(
         recipe.data,
         tokenizer=tokenizer,
@@ -79,9 +83,9 @@ def preflight(recipe: Recipe) -> Preflight:
     check_demonstrations(recipe, tokenizer, spec, prompts)
     with RewardPool(recipe.reward) as rewards:
         rewards.check(first[:2])
-    return Preflight(
-        facts, spec, tokenizer, prompts, tuple(prompts.notes), tuple(warnings_of(recipe)), make_model
-    )
+    notes = (*prompts.notes, *sampler_notes(sampler))
+    warnings = tuple(warnings_of(recipe))
+    return Preflight(facts, spec, tokenizer, prompts, notes, warnings, make_model)
 
 
 def check_devices(recipe: Recipe) -> None:
@@ -154,8 +158,8 @@ def check_demonstrations(recipe: Recipe, tokenizer: Any, spec: DenoiserSpec, pro
     )
 
 
-def _scratch_model(recipe: Recipe) -> LoadedModel:
-    """The tokenizer and the network that `model.init` describes."""
+def scratch_model(recipe: Recipe) -> LoadedModel:
+    """The tokenizer and the network that `model.init` describes; only for a recipe that has it."""
     init = recipe.model.init
     assert init is not None
     if init.tokenizer.type == "char":

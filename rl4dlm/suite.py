@@ -179,7 +179,7 @@ def _open_jobs(request: SuiteRequest, recipe: Recipe, choices: Sequence[TaskChoi
             limit=request.limit,
             max_prompt_tokens=facts.max_length - length,
         )
-        reward = _reward_config(task, request, recipe)
+        reward = recipe.reward.model_copy(update={"functions": [task.reward]})
         with RewardPool(reward) as pool:
             pool.check(prompts[:2])
         settings = {
@@ -209,12 +209,6 @@ def _task_folder(request: SuiteRequest, task: Benchmark, length: int, settings: 
             "Fix: name another folder."
         ) from None
     return TaskFolder(request.output, task.name, length, settings)
-
-
-def _reward_config(task: Benchmark, request: SuiteRequest, recipe: Recipe) -> RewardConfig:
-    asked = any(override.startswith("reward.timeout_s") for override in request.overrides)
-    timeout_s = recipe.reward.timeout_s if asked else task.timeout_s
-    return recipe.reward.model_copy(update={"functions": [task.reward], "timeout_s": timeout_s})
 
 
 def _model_identity(path: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rl4dlm.data.columns import CONVENTIONS, ColumnMap, map_columns
 from rl4dlm.data.demonstrations import demonstrations
+from rl4dlm.data.kept import KeptPrompts, training_prompt
 from rl4dlm.data.prompts import PromptSource, open_prompts
 from rl4dlm.data.render import open_renderer
 from rl4dlm.data.source import read_rows
@@ -15,6 +16,7 @@ __all__ = [
     "EVAL_UID",
     "ColumnMap",
     "Instance",
+    "KeptPrompts",
     "PromptSource",
     "Task",
     "demonstrations",
@@ -24,5 +26,6 @@ __all__ = [
     "open_task",
     "read_rows",
     "split_of",
+    "training_prompt",
     "training_texts",
 ]

@@ -136,3 +136,28 @@ def test_the_disk_holds_one_checkpoint_more_than_are_kept() -> None:
     assert disk["exported model"] == 2 * BYTES
     assert disk["rollouts"] < GIB
     assert cost_of(of("tracking.rollouts_every=0"), LLADA, 200).disk["rollouts"] == 0
+
+
+def test_recorded_predictions_need_logits_of_the_whole_canvas_and_room_on_disk() -> None:
+    shape = ["rollout.max_completion_length=256", "rollout.block_length=32", "rollout.diffusion_steps=128"]
+    plain, mdpo, rcr, kept = (
+        cost_of(of(*shape, *more), LLADA, 200)
+        for more in (
+            [],
+            ["algorithm={type: mdpo}"],
+            ["rollout.remasking=rcr"],
+            ["rollout.record_predictions=true"],
+        )
+    )
+    assert mdpo.rollout["logits"] == rcr.rollout["logits"] == kept.rollout["logits"]
+    assert mdpo.rollout["logits"] == plain.rollout["logits"] * 256 / 32
+    # 128 completions in 120 updates; 128 steps x 256 / 2 masked positions x 12 bytes each.
+    assert kept.disk["rollouts"] - plain.disk["rollouts"] == 120 * 128 * 128 * 128 * 12
+    assert mdpo.disk["rollouts"] == plain.disk["rollouts"]
+
+
+def test_mdpo_evaluates_a_state_per_chosen_step() -> None:
+    for settings, states in ((", sample_train_steps: 4", 4), ("", 8), (", reward_stride: 3", 4)):
+        # Eight steps; every third and the last: 0, 3, 6, 7. 128 completions, with a reference policy.
+        forwards = cost_of(of(f"algorithm={{type: mdpo{settings}}}"), LLADA, 200).forwards
+        assert forwards["update (forward and backward)"] == forwards["reference"] == 128 * states
