@@ -16,6 +16,8 @@ A row has one of three forms:
 Of a completion with fenced blocks the last one counts that defines a name of the tests, else the last one.
 More than 100,000 characters earn nothing.
 
+Gold: column `code` beside MBPP's tests, `canonical_solution` beside HumanEval's.
+
 The tests call the completion from another process and get its answers as plain data: see `code_jail` beside
 this file, which has to lie there, and `docs/jail.md`. Where no jail can be set up the reward raises, unless
 `allow_unprotected` says in as many words that completions may run without one.
@@ -25,11 +27,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import sys
 import textwrap
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +61,8 @@ EXAMPLES = [
 ]
 
 MAX_CHARS = 100_000
+MAX_PARALLEL = 4
+_START_S = 2.0
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _DEFINED = re.compile(r"^(?:async def|def|class) +(\w+)|^(\w+) *=", re.MULTILINE)
 _CODE_LINE = re.compile(r"^(?:from|import|def|class|async def|@)\b.*", re.MULTILINE)
@@ -92,20 +97,21 @@ def code(
     code_prompt: list[Any] | None = None,
     inputs: list[Any] | None = None,
     outputs: list[Any] | None = None,
-    timeout_s: float = 4.0,
+    timeout_s: float = 8.0,
     memory_mb: int = 1024,
     packages: str | Sequence[str] = "numpy",
-    parallel: int = 4,
+    parallel: int | None = None,
     allow_unprotected: bool = False,
     **columns: Any,
 ) -> list[float | None]:
     """1.0 where every test passed, else 0.0; None for a row without tests.
 
     Args:
-        timeout_s: deadline of a completion with all its tests, or of one run of a program, seconds.
+        timeout_s: deadline of a completion with all its tests, or of one run of a program, seconds. The
+            slowest reference solution of MBPP computes for three.
         memory_mb: address space of each process, MiB.
         packages: installed packages that completions may import, a list or names with commas between.
-        parallel: completions under way at a time.
+        parallel: completions under way at a time; None: one per core that this process may use, at most 4.
         allow_unprotected: run completions even where no jail can be set up.
     """
     given = {name: value for name, value in locals().items() if name in _COLUMNS}
@@ -124,10 +130,10 @@ def code_fraction(
     code_prompt: list[Any] | None = None,
     inputs: list[Any] | None = None,
     outputs: list[Any] | None = None,
-    timeout_s: float = 4.0,
+    timeout_s: float = 8.0,
     memory_mb: int = 1024,
     packages: str | Sequence[str] = "numpy",
-    parallel: int = 4,
+    parallel: int | None = None,
     allow_unprotected: bool = False,
     **columns: Any,
 ) -> list[float | None]:
@@ -149,6 +155,50 @@ _COLUMNS = (
 )
 
 
+def _gold(columns: Mapping[str, Any]) -> str | None:
+    """The reference solution of a row; None where it has none."""
+    if columns.get("test_list") is not None:
+        return columns.get("code")
+    return columns.get("canonical_solution") if columns.get("test") is not None else None
+
+
+GOLD = _gold
+
+
+def _prepare_jail(
+    timeout_s: float = 8.0,
+    memory_mb: int = 1024,
+    packages: str | Sequence[str] = "numpy",
+    parallel: int | None = None,
+    allow_unprotected: bool = False,
+) -> None:
+    """Check the settings, and that a jail can be set up here, before any completion is there.
+
+    Raises:
+        ValueError: a setting cannot work.
+        JailError: there is no jail on this machine, and nobody said to do without.
+    """
+    for name, value in (("timeout_s", timeout_s), ("memory_mb", memory_mb), ("parallel", parallel)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} = {value!r} must be positive")
+    _setup(timeout_s, memory_mb, packages, allow_unprotected)
+
+
+PREPARE = _prepare_jail
+
+
+def _needs_s(count: int, timeout_s: float = 8.0, parallel: int | None = None, **settings: Any) -> float:
+    """Seconds that a call takes where all of `count` completions loop, starts and ends of jails included."""
+    return (timeout_s + _START_S) * -(-count // _at_a_time(parallel))
+
+
+NEEDS_S = _needs_s
+
+
+def _at_a_time(parallel: int | None) -> int:
+    return parallel or min(MAX_PARALLEL, len(os.sched_getaffinity(0)))
+
+
 def _setup(timeout_s: float, memory_mb: int, packages: str | Sequence[str], allow_unprotected: bool) -> Any:
     if allow_unprotected is not True:
         _jail.require()
@@ -165,7 +215,7 @@ def _score_all(
     completions: Sequence[Any],
     columns: dict[str, Any],
     setup: Any,
-    parallel: int,
+    parallel: int | None,
     partial_credit: bool,
 ) -> list[float | None]:
     present = {name: values for name, values in columns.items() if values is not None}
@@ -180,7 +230,7 @@ def _score_all(
         row = {name: values[index] for name, values in present.items() if values[index] is not None}
         row["code_prompt"] = _text(row.get("code_prompt") or prompts[index])
         rows.append(_prepare(row, _text(completion), index, setup, stop=not partial_credit))
-    with ThreadPoolExecutor(max(1, int(parallel))) as pool:
+    with ThreadPoolExecutor(_at_a_time(parallel)) as pool:
         shares = list(pool.map(lambda score: score(), rows))
     return [share if partial_credit or share is None else float(share == 1.0) for share in shares]
 

@@ -65,11 +65,6 @@ TEMPLATE = (
 )
 _SLOT = re.compile(r"\{(prompt|completion|answer|scale)\}")
 _VERDICT = re.compile(r"\{[^{}]{0,200}\"score\"[^{}]{0,200}\}")
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS scores (question TEXT PRIMARY KEY, score REAL)",
-    "CREATE TABLE IF NOT EXISTS calls (name TEXT PRIMARY KEY, made INTEGER)",
-    "INSERT OR IGNORE INTO calls VALUES ('all', 0)",
-)
 _MAX_REPLY_BYTES = 1 << 20
 _MAX_WAIT_S = 30.0
 _TRY_AGAIN = frozenset((408, 409, 425, 429))

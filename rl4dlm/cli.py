@@ -28,6 +28,11 @@ app.add_typer(rewards_app, name="rewards")
 
 _INTERRUPTED = 130
 
+RewardSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Setting of the reward (kwargs in a recipe), e.g. tags=think,answer."),
+]
+
 RecipeArguments = Annotated[
     list[str], typer.Argument(help="Recipes (files or shipped names), then section.key=value overrides.")
 ]
@@ -154,18 +159,17 @@ def evaluate(
         raise UserError(
             f"--{name} goes with --tasks.\nFix: add --tasks, or set the recipe's keys (eval.*, rollout.*)."
         )
-    overrides = [] if model is None else ["model.init=null", f"model.path={model}", "warm_start=null"]
     from rl4dlm.standalone import evaluate_model
 
-    evaluate_model(_recipe([*(recipe or []), *overrides]), output)
+    evaluate_model(_recipe([*(recipe or []), *_other_model(model)]), output)
 
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Option(help="Model folder or hub name.")],
+    model: Annotated[str | None, typer.Option(help="Model folder or hub name.")] = None,
     prompt: Annotated[
-        str, typer.Option(help="What the model reads; a chat template is applied where there is one.")
-    ],
+        str | None, typer.Option(help="What the model reads; a chat template is applied where there is one.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe whose rollout section sets the sampler.")] = None,
     num_samples: Annotated[int, typer.Option("-n", "--num-samples", min=1)] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -173,14 +177,50 @@ def sample(
         list[str] | None,
         typer.Option("--set", help="Sampler setting, e.g. temperature=0.5 or block_length=16."),
     ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Sampler by name, e.g. threshold or rcr; short for --set remasking=...")
+    ] = None,
+    list_samplers: Annotated[
+        bool, typer.Option("--list-samplers", help="Say which samplers and caches there are, and stop.")
+    ] = False,
 ) -> None:
     """Sample completions and watch them being denoised.
 
-    Example: rl4dlm sample --model runs/quickstart/model --recipe quickstart --prompt 872744=
+    Example: rl4dlm sample --model runs/quickstart/model --recipe quickstart --prompt 872744= --sampler rcr
     """
-    from rl4dlm.standalone import sample_model
+    from rl4dlm.standalone import print_samplers, sample_model
 
-    sample_model(model, prompt, recipe, setting or [], num_samples, seed)
+    if list_samplers:
+        print_samplers()
+        return
+    if model is None or prompt is None:
+        raise UserError("sampling needs a model and a prompt.\nFix: add --model FOLDER --prompt TEXT.")
+    settings = [*(setting or []), *([] if sampler is None else [f"remasking={sampler}"])]
+    sample_model(model, prompt, recipe, settings, num_samples, seed)
+
+
+@app.command()
+def inspect(
+    target: Annotated[Path, typer.Argument(help="A run's folder, or a parquet file of rollouts.")],
+    update: Annotated[
+        int | None, typer.Option(min=1, help="Which update of a run; default: the newest.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Page to write; default: beside the file.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model folder whose tokenizer shows the tokens; default: the run's.")
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts on the page.")] = 8,
+) -> None:
+    """Play recorded trajectories step by step: writes one page that opens in a browser, without a network.
+
+    Example: rl4dlm inspect runs/quickstart --update 40
+    """
+    from rl4dlm.standalone import inspect_rollouts
+
+    page = inspect_rollouts(
+        target, update=update, output=output, tokenizer=tokenizer, num_prompts=num_prompts
+    )
+    typer.echo(f"wrote {page}")
 
 
 @app.command()
@@ -201,6 +241,7 @@ def score(
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first N rows only.")] = None,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Deadline per row, seconds.")] = 5.0,
     num_processes: Annotated[int, typer.Option(min=1, help="Killable processes that score.")] = 1,
+    setting: RewardSettings = None,
 ) -> None:
     """Score saved completions with a reward function.
 
@@ -209,7 +250,10 @@ def score(
     from rl4dlm.score import Columns, ScoreRequest, json_line, print_report, score_file
 
     columns = Columns(prompt_column, completion_column, target_column)
-    request = ScoreRequest(reward, file, columns, _metric(metric), output, limit, timeout_s, num_processes)
+    kwargs = _reward_settings(setting)
+    request = ScoreRequest(
+        reward, file, columns, _metric(metric), output, limit, timeout_s, num_processes, kwargs
+    )
     report = score_file(request)
     if as_json:
         typer.echo(json_line(report))
@@ -219,18 +263,97 @@ def score(
 
 
 @app.command()
+def estimate(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help="Completions: rollouts of a run (.parquet), prompt and completion (.jsonl), or a recipe, "
+            "whose data (and model) are taken, with section.key=value overrides."
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or hub name; default: the recipe's.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Second model: log-ratios with shared and independent masks.")
+    ] = None,
+    forwards: Annotated[str, typer.Option(help="Forwards per estimate.")] = "1,2,3,4,5,8",
+    estimators: Annotated[str | None, typer.Option(help="Some of them, e.g. stratified,coupled.")] = None,
+    num_completions: Annotated[int, typer.Option(min=1, help="Completions, spread over the file.")] = 8,
+    scope: Annotated[
+        str, typer.Option(help="Positions that are estimated: until_eos, or the whole canvas.")
+    ] = "until_eos",
+    block_length: Annotated[
+        int | None, typer.Option(min=1, help="Of the block-wise estimate; default: half, 32 at most.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=2, help="Draws per completion; default: 2000 exact, 64 sampled.")
+    ] = None,
+    exact_up_to: Annotated[
+        int, typer.Option(min=0, max=16, help="Positions whose subsets are all evaluated.")
+    ] = 10,
+    reference_forwards: Annotated[
+        int, typer.Option(min=16, help="Forwards of a longer completion's reference.")
+    ] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens per forward.")] = 16384,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Weights in bfloat16.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="SVG file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Measure bias and spread of every likelihood estimator, per number of forwards.
+
+    Example: rl4dlm estimate quickstart --model runs/quickstart/warm_start --plot estimators.svg
+
+    Example: rl4dlm estimate runs/a/rollouts/update_000001.parquet --model runs/a/model --against runs/b/model
+    """
+    from rl4dlm.estimate import EstimateRequest, json_line, print_report
+    from rl4dlm.estimate import estimate as run_estimate
+
+    request = EstimateRequest(
+        source=tuple(source),
+        recipe=_completions_recipe(source, model),
+        model=model,
+        against=against,
+        names=() if estimators is None else tuple(estimators.split(",")),
+        forwards=_counts(forwards),
+        num_completions=num_completions,
+        scope=_scope(scope),
+        block_length=block_length,
+        repeats=repeats,
+        exact_up_to=exact_up_to,
+        reference_forwards=reference_forwards,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+        bf16=bf16,
+        plot=plot,
+    )
+    report = run_estimate(request)
+    if as_json:
+        typer.echo(json_line(report))
+    else:
+        print_report(report)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     output: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     step: Annotated[int | None, typer.Option(help="Update of the checkpoint; default: the newest.")] = None,
+    push_to: Annotated[str | None, typer.Option(help="Upload it to the hub as owner/name, too.")] = None,
+    private: Annotated[bool, typer.Option(help="Whether a repository that is made is private.")] = True,
 ) -> None:
-    """Write a run's weights as a plain Hugging Face folder.
+    """Write a run's weights as a plain Hugging Face folder with a model card.
 
     Example: rl4dlm export runs/quickstart my-model --step 50
     """
     from rl4dlm.export import export as run_export
 
-    typer.echo(f"wrote {run_export(run, output, step)}")
+    typer.echo(f"wrote {run_export(run, output, step, push_to=push_to, private=private)}")
+    if push_to is not None:
+        typer.echo(f"uploaded it to {push_to}")
 
 
 @app.command()
@@ -304,8 +427,11 @@ def rewards_ls() -> None:
 def rewards_test(
     name: Annotated[str, typer.Argument(help="Built-in name, file, or package.module:function.")],
     data: Annotated[
-        Path | None, typer.Option(help="Rows with prompt, completion and columns (.jsonl).")
+        Path | None,
+        typer.Option(help="Rows to try it on (.jsonl, .csv, .parquet); default: its own EXAMPLES."),
     ] = None,
+    setting: RewardSettings = None,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Deadline per call, seconds.")] = 5.0,
 ) -> None:
     """Try a reward: gold answers, empty and hostile text, time per call, determinism.
 
@@ -313,7 +439,7 @@ def rewards_test(
     """
     from rl4dlm.standalone import test_reward
 
-    raise typer.Exit(0 if test_reward(name, data) else 1)
+    raise typer.Exit(0 if test_reward(name, data, _reward_settings(setting), timeout_s) else 1)
 
 
 def _evaluate_tasks(
@@ -327,6 +453,39 @@ def _evaluate_tasks(
     evaluate_tasks(SuiteRequest(tasks, model, folder, overrides=overrides, **options))
 
 
+def _completions_recipe(source: list[str], model: str | None) -> Any:
+    """The recipe that `estimate` takes completions from; None where a file has them."""
+    from rl4dlm.estimate.sources import is_file
+
+    if is_file(source):
+        return None
+    return _recipe([*source, *_other_model(model)])
+
+
+def _other_model(model: str | None) -> list[str]:
+    """Overrides that put a model folder in the place of a recipe's model."""
+    return [] if model is None else ["model.init=null", f"model.path={model}", "warm_start=null"]
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """`1,2,4` as numbers, in order."""
+    from rl4dlm.errors import RecipeError
+
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise RecipeError(f"--forwards {text!r} is no list of counts from 1.\nFix: write 1,2,4.")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _scope(name: str) -> str:
+    from rl4dlm.errors import RecipeError
+    from rl4dlm.estimate import SCOPES
+
+    if name not in SCOPES:
+        raise RecipeError(f"--scope {name!r} is not known.\nFix: use {' or '.join(SCOPES)}.")
+    return name
+
+
 def _metric(name: str | None) -> Any:
     """A metric of `score` by name."""
     from rl4dlm.errors import RecipeError
@@ -335,6 +494,19 @@ def _metric(name: str | None) -> Any:
     if name is not None and name not in METRICS:
         raise RecipeError(f"--metric {name!r} is not known.\nFix: use {' or '.join(METRICS)}.")
     return name
+
+
+def _reward_settings(settings: list[str] | None) -> dict[str, Any]:
+    """`key=value` of `--set` as keyword arguments; values are YAML."""
+    from rl4dlm.errors import RecipeError
+    from rl4dlm.recipe.loader import parse_override
+
+    kwargs: dict[str, Any] = {}
+    for setting in settings or []:
+        if "=" not in setting:
+            raise RecipeError(f"--set {setting!r} has no value.\nFix: write --set key=value.")
+        kwargs |= parse_override(setting)
+    return kwargs
 
 
 def _recipe(arguments: list[str], kind: type[Any] | None = None) -> Any:

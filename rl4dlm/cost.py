@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rl4dlm.models import ModelFacts
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
+from rl4dlm.recipe.sections import RolloutConfig
 
 GIB = 2**30
 
@@ -65,17 +66,24 @@ def sft_cost_of(recipe: SFTRecipe, facts: ModelFacts, row_tokens: int, trained_t
 
 
 def trainable_parameters(recipe: AnyRecipe, facts: ModelFacts) -> int:
-    """All parameters, or those of the adapters: r x (in + out) on attention and MLP projections."""
+    """All parameters, or those of the adapters on the family's default projections."""
     lora = recipe.trainer.lora
-    if lora is None:
-        return facts.num_parameters
-    d, kv = facts.hidden_size, facts.hidden_size * facts.num_kv_heads // facts.num_heads
-    per_layer = 2 * (d + d) + 2 * (d + kv) + 3 * (d + facts.mlp_size)
-    return lora.r * per_layer * facts.num_layers
+    return facts.num_parameters if lora is None else lora.r * facts.adapted_width
 
 
 def _dtype_bytes(recipe: AnyRecipe) -> int:
     return 2 if recipe.trainer.bf16 else 4
+
+
+_QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.516}
+"""Per parameter; NF4 with double quantisation adds 0.127 bits for its scales."""
+
+
+def _weight_bytes(recipe: AnyRecipe, facts: ModelFacts) -> float:
+    """Of the model without adapters; projections are smaller under `model.quantization`."""
+    size = _dtype_bytes(recipe)
+    small = _QUANTISED_BYTES.get(recipe.model.quantization, size)
+    return facts.num_quantisable * small + (facts.num_parameters - facts.num_quantisable) * size
 
 
 def _sharded(recipe: AnyRecipe, size: float, from_stage: int) -> float:
@@ -114,9 +122,10 @@ def _rank_bytes(
 ) -> dict[str, float]:
     """Bytes on one rank's device with passes of so many tokens and scored positions."""
     size, trainable = _dtype_bytes(recipe), trainable_parameters(recipe, facts)
-    frozen = facts.num_parameters if recipe.trainer.lora is not None else 0
+    adapters = trainable * size if recipe.trainer.lora is not None else 0
+    weights = _weight_bytes(recipe, facts) + adapters
     return {
-        "weights": _sharded(recipe, (trainable + frozen) * size, 3),
+        "weights": _sharded(recipe, weights, 3),
         "gradients": _sharded(recipe, trainable * size, 2),
         "optimizer": 0.0 if recipe.trainer.offload_optimizer else _optimizer_bytes(recipe, facts),
         "reference": _sharded(recipe, facts.num_parameters * size, 3) if needs_reference else 0.0,
@@ -127,12 +136,14 @@ def _rank_bytes(
 
 def _rollout_bytes(recipe: AnyRecipe, facts: ModelFacts, prompt_tokens: int) -> dict[str, float]:
     rollout, size = recipe.rollout, _dtype_bytes(recipe)
+    looks_everywhere = _records_predictions(recipe) or rollout.remasking == "rcr"
+    scored = rollout.max_completion_length if looks_everywhere else rollout.block_length
     tokens = rollout.slots * (prompt_tokens + rollout.max_completion_length)
     widest = 4 * facts.hidden_size + 3 * facts.mlp_size
     return {
-        "weights": facts.num_parameters * size,
+        "weights": _weight_bytes(recipe, facts),
         "activations": tokens * widest * size,
-        "logits": 2 * rollout.slots * rollout.block_length * facts.vocab_size * 4,
+        "logits": 2 * rollout.slots * scored * facts.vocab_size * 4,
         "KV cache": 0.0,
     }
 
@@ -141,7 +152,7 @@ def _disk_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dict[s
     rows = recipe.rollout.prompts_per_update * recipe.rollout.num_generations
     every = recipe.tracking.rollouts_every
     files = recipe.trainer.max_steps // every if every else 0
-    recorded = files * rows * (20.0 * recipe.rollout.max_completion_length + 4.0 * prompt_tokens)
+    recorded = files * rows * (_record_bytes(recipe.rollout) + 4.0 * prompt_tokens)
     return {**_kept_bytes(recipe, facts), "rollouts": recorded}
 
 
@@ -150,10 +161,24 @@ def _kept_bytes(recipe: AnyRecipe, facts: ModelFacts) -> dict[str, float]:
     trainer, size = recipe.trainer, _dtype_bytes(recipe)
     trainable = trainable_parameters(recipe, facts)
     one = (12 if trainer.bf16 else 8) * trainable + 2 * trainable * size
+    watched = isinstance(recipe, Recipe) and recipe.sentinel.enabled
+    kept = max(trainer.save_total_limit, 2) if watched else trainer.save_total_limit
     return {
-        f"checkpoints ({trainer.save_total_limit} kept)": (trainer.save_total_limit + 1) * one,
+        f"checkpoints ({kept} kept)": (kept + 1) * one,
         "exported model": facts.num_parameters * size,
     }
+
+
+def _records_predictions(recipe: AnyRecipe) -> bool:
+    wanted = isinstance(recipe, Recipe) and recipe.algorithm.needs_predictions
+    return wanted or recipe.rollout.record_predictions
+
+
+def _record_bytes(rollout: RolloutConfig) -> float:
+    """Of a completion in the rollouts' files; predictions shrink with the masked positions, to half on
+    average."""
+    predictions = 12.0 * rollout.diffusion_steps / 2 if rollout.record_predictions else 0.0
+    return (20.0 + predictions) * rollout.max_completion_length
 
 
 def _update_rows(recipe: Recipe) -> float:

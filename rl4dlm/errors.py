@@ -65,6 +65,10 @@ class UpdateError(RunError):
     """The policy update failed: a rank died twice, or a value is not finite."""
 
 
+class CollapseError(RunError):
+    """The policy fell apart although every number is finite."""
+
+
 class StorageError(RunError):
     """Writing to disk failed; what was complete before is still there. The remedy is the user's, so the exit
     status is 2."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from rl4dlm.benchmarks.results import Key
 from rl4dlm.data import EVAL_UID
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.recipe import AnyRecipe
+from rl4dlm.recipe import AnyRecipe, Recipe
 from rl4dlm.recipe.sections import RewardConfig
-from rl4dlm.rollout import Request
+from rl4dlm.rollout import Request, mix_block_lengths
+from rl4dlm.rollout.partial import predicted_texts
 from rl4dlm.tracking import SampleRow
-from rl4dlm.types import Prompt, Rollout, RolloutGroup, Scores
+from rl4dlm.types import DenoiserSpec, Prompt, Rollout, RolloutGroup, Scores
 from rl4dlm.workers.placement import Placement, Say, ray_session, reserve
 from rl4dlm.workers.reward_worker import RewardWorkers
 from rl4dlm.workers.rollout_pool import RolloutPool
@@ -108,28 +109,86 @@ def score_steps(
         Per rollout float32 `[texts]`, NaN where the reward failed; and the scores of the distinct texts, None
         without any.
     """
+    texts = _step_texts(groups, decodes, decode)
+    if not texts.distinct:
+        return [np.zeros(0, dtype=np.float32) for _ in texts.index], None
+    scores = _score_texts(rewards, texts, update)
+    return [scores.reward[row].astype(np.float32) for row in texts.index], scores
+
+
+def verify_steps(
+    rollouts: RolloutPool,
+    rewards: RewardWorkers,
+    prompts: Sequence[Prompt],
+    recipe: Recipe,
+    spec: SamplerSpec,
+    block_lengths: Sequence[int] | None = None,
+    *,
+    model: DenoiserSpec,
+    decode: Callable[[Sequence[int]], str],
+    version: int,
+) -> tuple[list[np.ndarray], Scores]:
+    """Decode every prompt once and ask of each step whether the answer that it predicted is correct.
+
+    Args:
+        spec: the sampler; predictions are recorded whatever it says.
+        block_lengths: draw each decode's from these; None: the sampler's.
+        model: whose mask and stop ids the rollouts have.
+        decode: token ids -> text.
+        version: weights to sample with.
+
+    Returns:
+        Per prompt bool `[steps]`, the last entry for the finished answer; and the scores of the texts.
+    """
+    path = (recipe.run.seed, "verify_steps")
+    requests = mix_block_lengths(make_requests(prompts, 1, *path), block_lengths, *path, "block_length")
+    drawn = rollouts.generate(requests, replace(spec, record_predictions=True), version)
+    groups = group_rollouts(prompts, drawn)
+    decodes = [predicted_texts(rollout, range(rollout.num_steps), model) for rollout in drawn]
+    texts = _step_texts(groups, decodes, decode)
+    scores = _score_texts(rewards, texts, version)
+    correct = is_correct(scores, recipe.reward)
+    return [correct[row] for row in texts.index], scores
+
+
+@dataclass(frozen=True)
+class _StepTexts:
+    """Partial decodes as texts, those of one prompt without repetition."""
+
+    distinct: list[tuple[Prompt, str]]
+    index: list[list[int]]
+    """Per rollout and step: which of the distinct ones."""
+
+
+def _step_texts(
+    groups: Sequence[RolloutGroup],
+    decodes: Sequence[Sequence[np.ndarray]],
+    decode: Callable[[Sequence[int]], str],
+) -> _StepTexts:
     prompts = [group.prompt for group in groups for _ in group.rollouts]
     place: dict[tuple[int, str], int] = {}
-    asked: list[tuple[Prompt, str]] = []
-    index: list[list[int]] = []
-    for prompt, texts in zip(prompts, decodes, strict=True):
-        row = []
-        for text in (decode(ids.tolist()) for ids in texts):
+    known: dict[bytes, str] = {}  # decoding takes longer than looking up
+    texts = _StepTexts([], [])
+    for prompt, row in zip(prompts, decodes, strict=True):
+        texts.index.append([])
+        for ids in row:
+            key = ids.tobytes()
+            text = known[key] if key in known else known.setdefault(key, decode(ids.tolist()))
             if (prompt.uid, text) not in place:
-                place[prompt.uid, text] = len(asked)
-                asked.append((prompt, text))
-            row.append(place[prompt.uid, text])
-        index.append(row)
-    if not asked:
-        return [np.zeros(0, dtype=np.float32) for _ in index], None
-    scores = rewards.score(
-        [prompt.prompt for prompt, _ in asked],
-        [text for _, text in asked],
-        [dict(prompt.columns) for prompt, _ in asked],
+                place[prompt.uid, text] = len(texts.distinct)
+                texts.distinct.append((prompt, text))
+            texts.index[-1].append(place[prompt.uid, text])
+    return texts
+
+
+def _score_texts(rewards: RewardWorkers, texts: _StepTexts, update: int) -> Scores:
+    return rewards.score(
+        [prompt.prompt for prompt, _ in texts.distinct],
+        [text for _, text in texts.distinct],
+        [dict(prompt.columns) for prompt, _ in texts.distinct],
         None,
         {"global_step": update},
     )
-    return [scores.reward[row].astype(np.float32) for row in index], scores
 
 
 def is_correct(scores: Scores, config: RewardConfig) -> np.ndarray:

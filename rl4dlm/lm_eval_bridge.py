@@ -3,8 +3,9 @@
     from rl4dlm.lm_eval_bridge import open_lm
     lm_eval.simple_evaluate(model=open_lm("my-model"), tasks=["hellaswag", "gsm8k"])
 
-lm_eval is no dependency: `HarnessModel` has its interface (`lm_eval.api.model.LM`) and needs none of it.
-Where lm_eval is installed `open_lm` gives an instance that is an `LM` too and registers its class, `rl4dlm`.
+lm_eval comes with the extra `harness`. `HarnessModel` has its interface (`lm_eval.api.model.LM`) and needs
+none of it. Where it is installed `open_lm` gives an instance that is an `LM` too, and `harness_class()`
+registers the class, so that `lm_eval.simple_evaluate(model="rl4dlm", model_args=...)` works.
 
 A diffusion model has no cheap exact likelihood. `loglikelihood` is an unbiased estimate of the ELBO, a lower
 bound; differences between continuations are meaningful only beyond its noise, which falls with `num_states`.
@@ -271,9 +272,9 @@ class _GenerationSettings:
 
 
 class FolderModel(HarnessModel):
-    """A `HarnessModel` made from text arguments, as lm_eval's command line has them.
+    """A `HarnessModel` made from text arguments, as lm_eval's `model_args` are.
 
-    Example: `lm_eval --model rl4dlm --model_args pretrained=my-model,num_states=64`.
+    Example: `harness_class(); lm_eval.simple_evaluate(model="rl4dlm", model_args="pretrained=my-model")`.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from rl4dlm.data import (
     open_task,
     training_texts,
 )
+from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import ClusterError, ModelError, RecipeError
 from rl4dlm.models import (
     LoadedModel,
@@ -31,6 +32,8 @@ from rl4dlm.models import (
     encode,
     inspect,
     load_tokenizer,
+    options_of,
+    require_quantisable,
     save,
 )
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
@@ -38,6 +41,7 @@ from rl4dlm.recipe.advice import sft_warnings_of, warnings_of
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, default_objective
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.pool import RewardPool
+from rl4dlm.rollout import check_sampler, sampler_notes
 from rl4dlm.run_folder import RunFolder
 from rl4dlm.types import DenoiserSpec
 
@@ -106,8 +110,11 @@ def preflight(recipe: Recipe) -> Preflight:
         UserError: with the one thing to mend.
     """
     check_devices(recipe)
+    require_quantisable(recipe.model.quantization, _weakest_device(recipe))
     entries_of(recipe.reward)
     model = _open_model(recipe)
+    sampler = SamplerSpec.from_config(recipe.rollout)
+    check_sampler(sampler, model.spec)
     prompts = open_prompts(
         recipe.data,
         tokenizer=model.tokenizer,
@@ -121,7 +128,8 @@ def preflight(recipe: Recipe) -> Preflight:
     check_demonstrations(recipe, model.tokenizer, prompts)
     with RewardPool(recipe.reward) as rewards:
         rewards.check(first[:2])
-    return Preflight(model, tuple(warnings_of(recipe)), prompts, tuple(prompts.notes))
+    notes = (*prompts.notes, *sampler_notes(sampler))
+    return Preflight(model, tuple(warnings_of(recipe)), prompts, notes)
 
 
 def preflight_sft(recipe: SFTRecipe) -> SFTPreflight:
@@ -131,6 +139,7 @@ def preflight_sft(recipe: SFTRecipe) -> SFTPreflight:
         UserError: with the one thing to mend.
     """
     check_devices(recipe)
+    require_quantisable(recipe.model.quantization, _weakest_device(recipe))
     if recipe.reward is not None:
         entries_of(recipe.reward)
     model = _open_model(recipe)
@@ -175,13 +184,12 @@ def starting_model(recipe: AnyRecipe, folder: RunFolder, checks: Checks) -> str:
 def _open_model(recipe: AnyRecipe) -> OpenedModel:
     """Tokenizer and facts of the recipe's model."""
     if recipe.model.init is not None:
-        made = _scratch_model(recipe)
+        made = scratch_model(recipe)
         return OpenedModel(describe(made), made.spec, made.tokenizer, lambda: made)
     path = recipe.model.path
     assert path is not None
-    asked = {"family": recipe.model.family, "block_length": recipe.model.block_length}
-    facts = inspect(path, **asked)
-    tokenizer, spec = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, **asked)
+    facts = inspect(path, **options_of(recipe.model))
+    tokenizer, spec = load_tokenizer(path, **options_of(recipe.model))
     return OpenedModel(facts, spec, tokenizer, partial(_no_model, path))
 
 
@@ -251,6 +259,12 @@ def check_devices(recipe: AnyRecipe) -> None:
             )
 
 
+def _weakest_device(recipe: AnyRecipe) -> str:
+    """`cpu` where a trainer or a rollout worker is on one."""
+    cluster = recipe.cluster
+    return "cuda" if cluster.gpus_per_trainer and cluster.gpus_per_rollout_worker else "cpu"
+
+
 def check_lengths(recipe: AnyRecipe, facts: ModelFacts, prompt_lengths: list[int]) -> None:
     """Prompt and canvas must fit the model's positions.
 
@@ -285,8 +299,8 @@ def check_demonstrations(recipe: Recipe, tokenizer: Any, prompts: PromptSource) 
     )
 
 
-def _scratch_model(recipe: AnyRecipe) -> LoadedModel:
-    """The tokenizer and the network that `model.init` describes."""
+def scratch_model(recipe: AnyRecipe) -> LoadedModel:
+    """The tokenizer and the network that `model.init` describes; only for a recipe that has it."""
     init = recipe.model.init
     assert init is not None
     if init.tokenizer.type == "char":

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "trainer.max_steps",
     "trainer.save_steps",
     "trainer.save_total_limit",
+    "sentinel.",
     "eval.steps",
     "eval.num_samples",
     "eval.temperature",
@@ -75,6 +76,8 @@ class RunFolder:
         self.warm_start = root / "warm_start"
         self.model = root / "model"
         self.rollouts = root / "rollouts"
+        self.prompt_filter = root / "prompt_filter.jsonl"
+        """A line per prompt that `data.over_denoising` tried."""
         self.log = root / "log.txt"
 
     @classmethod
@@ -164,7 +167,12 @@ class RunFolder:
             dump_resolved(recipe, self.recipe)
 
     def save_checkpoint(
-        self, update: int, write: Callable[[Path], None], state: dict[str, Any], keep: int
+        self,
+        update: int,
+        write: Callable[[Path], None],
+        state: dict[str, Any],
+        keep: int,
+        good: int | None = None,
     ) -> Path:
         """Write a checkpoint under a temporary name, rename it when it is whole, move `latest` last.
 
@@ -172,6 +180,8 @@ class RunFolder:
             write: puts the engine's part into the folder it is given.
             state: JSON-able facts of the run at this update.
             keep: complete checkpoints that stay.
+            good: the newest complete checkpoint up to this update stays too: its weights are known to be
+                good. None: no such guarantee.
 
         Raises:
             StorageError: the disk refused; earlier checkpoints and `latest` are as before.
@@ -187,8 +197,10 @@ class RunFolder:
                 _remove(final)
                 unfinished.rename(final)
                 _write_text(self.checkpoints / "latest", final.name)
+                spared = None if good is None else self.newest_until(good)
                 for old in self.complete()[:-keep]:
-                    _remove(old.folder)
+                    if old != spared:
+                        _remove(old.folder)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -204,6 +216,14 @@ class RunFolder:
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return sorted(found, key=lambda checkpoint: checkpoint.update)
+
+    def newest_until(self, update: int) -> Checkpoint | None:
+        """The newest whole checkpoint of `update` or before; None without one."""
+        return max(
+            (checkpoint for checkpoint in self.complete() if checkpoint.update <= update),
+            key=lambda checkpoint: checkpoint.update,
+            default=None,
+        )
 
     def find(self, step: int | None = None) -> Checkpoint | None:
         """The checkpoint of update `step`, or the newest; None when the run has none yet.

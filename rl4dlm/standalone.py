@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
+import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rl4dlm import __version__
-from rl4dlm.errors import PluginError, RecipeError
+from rl4dlm.errors import DataError, RecipeError
 from rl4dlm.evaluate import Evaluation, evaluate, rollout_workers
 from rl4dlm.preflight import Preflight, preflight
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.sections import DataConfig
 from rl4dlm.run_folder import storage
+from rl4dlm.tracking.environment import describe_environment
+from rl4dlm.tracking.samples import visible
 
 
 def evaluate_model(recipe: Recipe, output: Path | None, console: Console | None = None) -> Evaluation:
@@ -77,8 +80,6 @@ def _evaluate_on_workers(recipe: Recipe, checks: Preflight, out: Console) -> Eva
 
 def _evaluation_record(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
     """Scores with what they depend on beside them."""
-    import torch
-
     return {
         "metrics": evaluation.metrics,
         "decode": evaluation.decode,
@@ -86,10 +87,8 @@ def _evaluation_record(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]
         "data": recipe.data.model_dump(mode="json"),
         "rewards": recipe.reward.model_dump(mode="json"),
         "seed": recipe.run.seed,
-        "environment": {
-            "rl4dlm": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+        "environment": describe_environment()
+        | {
             "device": "cuda" if recipe.cluster.gpus_per_rollout_worker else "cpu",
             "dtype": "bfloat16" if recipe.trainer.bf16 else "float32",
         },
@@ -132,6 +131,112 @@ def sample_model(
         console.print(Text(f"{text}{drawn.text}"), Text(f"  ({steps})", style="dim"))
 
 
+def print_samplers(console: Console | None = None) -> None:
+    """What `rollout.remasking` and `rollout.cache` may be, a line each."""
+    from rl4dlm.decoding import STRATEGIES
+    from rl4dlm.rollout import CACHES
+
+    samplers = Table(title="Samplers (rollout.remasking)", title_justify="left")
+    for column in ("name", "what it does", "settings"):
+        samplers.add_column(column)
+    for name, strategy in STRATEGIES.items():
+        samplers.add_row(name, strategy.summary, ", ".join(strategy.settings))
+    caches = Table(title="Caches (rollout.cache)", title_justify="left")
+    for column in ("name", "what it does", "exact", "attention"):
+        caches.add_column(column)
+    for name, plan in CACHES.items():
+        caches.add_row(name, plan.summary, "yes" if plan.exact else "no", plan.attention)
+    out = console or Console()
+    out.print(samplers)
+    out.print(caches)
+
+
+def inspect_rollouts(
+    target: Path,
+    *,
+    update: int | None = None,
+    output: Path | None = None,
+    tokenizer: str | None = None,
+    num_prompts: int = 8,
+) -> Path:
+    """Write the page that plays recorded trajectories.
+
+    Args:
+        target: a parquet file of rollouts, or a run's folder.
+        update: of a run's folder, which update; None: the newest that was recorded.
+        output: page to write, replaced where it exists; None: beside the file.
+        tokenizer: model folder whose tokenizer shows the tokens; None: one of the run's, or ids.
+        num_prompts: groups on the page, the first of the file.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: there are no rollouts, or they have no traces.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from rl4dlm.rollout import from_table
+    from rl4dlm.rollout.record import STEP_REWARDS
+    from rl4dlm.tracking.files import replace_file
+    from rl4dlm.tracking.inspect import player_page
+
+    file = _rollout_file(target, update)
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{file} cannot be read: {error}.\nFix: give a parquet file of rollouts.") from None
+    groups, scores = from_table(table)
+    steps = table.column(STEP_REWARDS).to_pylist() if STEP_REWARDS in table.column_names else None
+    token_text = _token_text(tokenizer or _tokenizer_near(file))
+    page = player_page(groups[:num_prompts], scores, token_text, title=file.stem, step_rewards=steps)
+    path = output or file.with_suffix(".html")
+    replace_file(path, page.encode("utf-8"))
+    return path
+
+
+def _rollout_file(target: Path, update: int | None) -> Path:
+    """The file of rollouts that a command names."""
+    if target.is_file():
+        return target
+    folder = target / "rollouts" if (target / "rollouts").is_dir() else target
+    files = sorted(folder.glob("update_*.parquet"))
+    wanted = [f for f in files if update is None or f.stem == f"update_{update:06d}"]
+    if not wanted:
+        which = "no recorded rollouts" if update is None else f"no rollouts of update {update}"
+        have = f" (there are {files[0].stem} to {files[-1].stem})" if files else ""
+        raise DataError(
+            f"{target} holds {which}{have}.\n"
+            "Fix: give a run's folder or a parquet file; tracking.rollouts_every says when they are written."
+        )
+    return wanted[-1]
+
+
+def _tokenizer_near(file: Path) -> str | None:
+    """The model folder of the run that a file of rollouts lies in."""
+    for name in ("model", "warm_start", "initial_model"):
+        folder = file.resolve().parent.parent / name
+        if (folder / "tokenizer.json").is_file():
+            return str(folder)
+    recipe = file.resolve().parent.parent / "recipe.yaml"
+    if recipe.is_file():
+        from rl4dlm.recipe import load_recipe
+
+        return load_recipe(recipe, rules=()).model.path
+    return None
+
+
+def _token_text(path: str | None) -> Any:
+    """How a token is shown: its text, or its id where no tokenizer is known."""
+    if path is None:
+        return lambda token: f"{token} "
+    from rl4dlm.models import load_tokenizer
+
+    found, _ = load_tokenizer(path)
+    return lambda token: str(found.decode([token]))
+
+
 def _sampler_section(recipe: str | None, settings: list[str]) -> Any:
     """The rollout section of a recipe, or the defaults, with settings changed."""
     from rl4dlm.recipe import load_recipe
@@ -154,57 +259,55 @@ def _sampler_section(recipe: str | None, settings: list[str]) -> Any:
     return check(values, where="--set", rules=()).rollout
 
 
+# Colours of a committed token, from unsure to sure: the probability that it was committed with.
+_SHADES = ((0.3, "red"), (0.5, "dark_orange"), (0.7, "yellow"), (0.9, "green_yellow"), (1.0, "green"))
+
+
 def _show_step(live: Live, tokenizer: Any, mask_id: int, prompt: str, view: Any) -> None:
-    """Masked positions as blocks, committed tokens coloured by the confidence they were committed with."""
+    """Masked positions as blocks, committed tokens coloured by the probability that they were committed
+    with."""
     lines = []
-    for canvas, scores in zip(view.canvas, view.score, strict=True):
+    for canvas, logps in zip(view.canvas, view.logp, strict=True):
         line = Text(prompt, style="dim")
-        for token, score in zip(canvas.tolist(), scores.tolist(), strict=True):
+        for token, logp in zip(canvas.tolist(), logps.tolist(), strict=True):
             if token == mask_id:
                 line.append("▒", style="bright_black")
                 continue
-            colour = "green" if score > 0.9 else "yellow" if score > 0.5 else "red"
-            line.append(tokenizer.decode([token], skip_special_tokens=True), style=colour)
+            colour = next(name for bound, name in _SHADES if math.exp(logp) <= bound or bound == 1.0)
+            line.append(visible(tokenizer.decode([token], skip_special_tokens=True)), style=colour)
         lines.append(line)
     live.update(Text("\n").join(lines), refresh=True)
 
 
-def test_reward(name: str, data: Path | None, console: Console | None = None) -> bool:
+def test_reward(
+    name: str,
+    data: Path | None,
+    kwargs: Mapping[str, Any] | None = None,
+    timeout_s: float = 5.0,
+    console: Console | None = None,
+) -> bool:
     """Try a reward function and print what was found; True when everything held.
 
-    Raises:
-        PluginError: the function cannot be loaded, or the rows cannot be read.
-    """
-    from rl4dlm.reward.selftest import selftest
+    Args:
+        data: rows instead of the function's own examples.
+        kwargs: settings, as in a recipe.
+        timeout_s: deadline per call, seconds.
 
-    rows = None if data is None else _read_rows(data)
-    report = selftest(name, rows)
+    Raises:
+        DataError: the rows cannot be read.
+        PluginError: the function cannot be loaded.
+    """
+    from rl4dlm.reward.selftest import MAX_EXAMPLES, selftest
+    from rl4dlm.score import SavedRows
+
+    rows = None if data is None else list(islice(SavedRows(data), MAX_EXAMPLES))
+    report = selftest(name, rows, kwargs=kwargs, timeout_s=timeout_s)
     table = Table(title=f"reward {name}", title_justify="left")
     for column in ("", "check", "found"):
         table.add_column(column)
     verdicts = {True: "[green]ok[/]", False: "[red]fails[/]", None: "[yellow]-[/]"}
     for check in report.checks:
         table.add_row(verdicts[check.passed], check.name, Text(check.detail))
+    table.add_row("", "time per call", f"{report.seconds_per_call:.3g} s with one completion")
     (console or Console()).print(table)
     return bool(report.passed)
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").strip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PluginError(f"{path} cannot be read: {error}.\nFix: give a .jsonl file.") from None
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise PluginError(
-                f"{path}, row {number}: not JSON: {error}.\nFix: write one object a line."
-            ) from None
-        if not isinstance(row, dict) or not {"prompt", "completion"} <= row.keys():
-            raise PluginError(
-                f"{path}, row {number}: prompt or completion is missing.\nFix: give every row both columns."
-            )
-        rows.append(row)
-    return rows

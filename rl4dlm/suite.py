@@ -34,7 +34,7 @@ from rl4dlm.benchmarks.results import (
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import CheckpointError, RecipeError
 from rl4dlm.evaluate import GREEDY, SAMPLED, TaskRun, rollout_workers, run_task, task_result
-from rl4dlm.models import encode, inspect, load_tokenizer
+from rl4dlm.models import encode, inspect, load_tokenizer, options_of
 from rl4dlm.models.folders import find_folder
 from rl4dlm.preflight import check_devices
 from rl4dlm.recipe import Recipe, load_recipe
@@ -158,9 +158,8 @@ def suite_recipe(request: SuiteRequest) -> Recipe:
 def _open_jobs(request: SuiteRequest, recipe: Recipe, choices: Sequence[TaskChoice]) -> list[_Job]:
     """Everything that can be known before workers start: model, rows, prompts, rewards, earlier results."""
     path = str(recipe.model.path)
-    asked = {"family": recipe.model.family, "block_length": recipe.model.block_length}
-    facts = inspect(path, **asked)
-    tokenizer, _ = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, **asked)
+    facts = inspect(path, **options_of(recipe.model))
+    tokenizer, _ = load_tokenizer(path, **options_of(recipe.model))
     length = recipe.rollout.max_completion_length
     specs = {
         GREEDY: SamplerSpec.from_config(recipe.rollout, temperature=0.0),
@@ -180,7 +179,7 @@ def _open_jobs(request: SuiteRequest, recipe: Recipe, choices: Sequence[TaskChoi
             limit=request.limit,
             max_prompt_tokens=facts.max_length - length,
         )
-        reward = _reward_config(task, request, recipe)
+        reward = recipe.reward.model_copy(update={"functions": [task.reward]})
         with RewardPool(reward) as pool:
             pool.check(prompts[:2])
         settings = {
@@ -210,12 +209,6 @@ def _task_folder(request: SuiteRequest, task: Benchmark, length: int, settings: 
             "Fix: name another folder."
         ) from None
     return TaskFolder(request.output, task.name, length, settings)
-
-
-def _reward_config(task: Benchmark, request: SuiteRequest, recipe: Recipe) -> RewardConfig:
-    asked = any(override.startswith("reward.timeout_s") for override in request.overrides)
-    timeout_s = recipe.reward.timeout_s if asked else task.timeout_s
-    return recipe.reward.model_copy(update={"functions": [task.reward], "timeout_s": timeout_s})
 
 
 def _model_identity(path: str) -> dict[str, str]:

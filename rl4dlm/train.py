@@ -4,30 +4,47 @@ recovery."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from rl4dlm.data import demonstrations, open_task
+from rl4dlm.data import KeptPrompts, PromptSource, demonstrations, open_task
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.errors import RewardError, UpdateError
-from rl4dlm.evaluate import evaluate, group_rollouts, is_correct, make_requests, score_groups, score_steps
+from rl4dlm.errors import CollapseError, RewardError, UpdateError
+from rl4dlm.evaluate import (
+    evaluate,
+    group_rollouts,
+    is_correct,
+    make_requests,
+    score_groups,
+    score_steps,
+    verify_steps,
+)
 from rl4dlm.models import encode
 from rl4dlm.preflight import Preflight, preflight, starting_model
+from rl4dlm.prompt_filter import num_tried, over_denoised_prompts
 from rl4dlm.recipe import Recipe
+from rl4dlm.recipe.sections import OverDenoisingFilter
 from rl4dlm.reward.scores import num_not_applicable, too_many_failures
-from rl4dlm.rollout import to_table, write_parquet
+from rl4dlm.rollout import mix_block_lengths, to_table, write_parquet
 from rl4dlm.run_folder import RunFolder, storage
-from rl4dlm.tracking import Tracker, require_finite
+from rl4dlm.tracking import (
+    RunHistory,
+    Sentinel,
+    Tracker,
+    collapse_message,
+    completion_health,
+    require_finite,
+)
 from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.base import Trainer
 from rl4dlm.trainers.sft import SFTBatch, sft_batch
 from rl4dlm.trainers.sft_steps import warm_start_plan
-from rl4dlm.types import Rollout, RolloutGroup, Scores, flatten
+from rl4dlm.types import Prompt, Rollout, RolloutGroup, Scores, flatten
 from rl4dlm.voice import Clock, Voice, places
 from rl4dlm.workers.placement import Placement, ray_session, reserve
 from rl4dlm.workers.policy_group import PolicyGroup, RankDied
@@ -54,8 +71,12 @@ class Run:
     policy: PolicyGroup
     rollouts: RolloutPool
     rewards: RewardWorkers
+    prompts: PromptSource
+    """Training prompts; fewer than the data's where they are filtered."""
     update: int = 0
     """Updates done; also the version of the weights."""
+    sentinel: Sentinel = field(init=False)
+    """Watches for collapse; made anew where the run goes on from a checkpoint."""
     warned: set[str] = field(default_factory=set)
     """Reward failures that have been told already."""
 
@@ -112,7 +133,10 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
             model_path = _warm_start(recipe, folder, policy, voice, checks, model_path)
         rollouts = RolloutPool(recipe, model_path, placement.rollouts, voice.say)
         trainer = make_trainer(recipe, checks.spec)
-        run = Run(recipe, folder, checks, voice, placement, trainer, model_path, policy, rollouts, rewards)
+        run = Run(
+            recipe, folder, checks, voice, placement, trainer, model_path, policy, rollouts, rewards,
+            checks.prompts,
+        )  # fmt: skip
         voice.say("loading the model on all workers")
         policy.load(model_path)
         rollouts.wait_ready()
@@ -168,9 +192,50 @@ def _begin(run: Run) -> None:
     if checkpoint is not None:
         run.policy.restore(checkpoint.folder)
         run.update = checkpoint.update
+    run.sentinel = _sentinel(run)
     _sync(run)
+    run.prompts = _training_prompts(run)
     if not run.tracker.evaluated(0) and run.update == 0:
         _evaluate(run)
+
+
+def _training_prompts(run: Run) -> PromptSource:
+    """All prompts of the data, or those that `data.over_denoising` keeps."""
+    settings, source = run.recipe.data.over_denoising, run.checks.prompts
+    if settings is None:
+        return source
+    total = num_tried(source, settings.num_prompts)
+    kept = over_denoised_prompts(
+        source,
+        settings.num_prompts,
+        run.folder.prompt_filter,
+        partial(_verify, run, settings),
+        lambda tried, kept: run.voice.say(f"data.over_denoising: {tried} of {total} tried, {kept} kept"),
+        batch=run.recipe.rollout.prompts_per_update * run.recipe.rollout.num_generations,
+        first_weights=run.update == 0,
+    )
+    run.tracker.note(f"data.over_denoising: {len(kept)} of {total} training prompts are kept")
+    found = KeptPrompts(source, kept, seed=run.recipe.run.seed, shuffle=run.recipe.data.shuffle)
+    found.batch(0, run.recipe.rollout.prompts_per_update)
+    return found
+
+
+def _verify(run: Run, settings: OverDenoisingFilter, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+    """Which steps of a decode of each prompt predict a correct answer."""
+    spec = SamplerSpec.from_config(run.recipe.rollout, temperature=settings.temperature)
+    verdicts, scores = verify_steps(
+        run.rollouts,
+        run.rewards,
+        prompts,
+        run.recipe,
+        spec,
+        settings.block_lengths,
+        model=run.checks.spec,
+        decode=run.checks.decode,
+        version=run.update,
+    )
+    _refuse_failing_rewards(run, scores, run.update)
+    return verdicts
 
 
 def _loop(run: Run) -> None:
@@ -215,10 +280,13 @@ def _one_update(run: Run, update: int) -> None:
         metrics |= _sync(run)
     _write_rollouts(run, groups, scores, update)
     metrics |= rollout_metrics(groups, scores, is_correct(scores, recipe.reward), clock["rollout"])
+    metrics |= completion_health(groups, scores.reward)
     metrics |= {"rollout/restarts": float(run.rollouts.restarts), **clock.metrics()}
     finite = [name for name in _MUST_BE_FINITE if name in metrics]
-    require_finite(update, metrics, finite, f"prompts {[group.prompt.uid for group in groups]}")
+    prompts = f"prompts {[group.prompt.uid for group in groups]}"
+    require_finite(update, metrics, finite, f"{prompts}; {_good_checkpoint(run)}")
     run.tracker.log(update, metrics)
+    _refuse_collapse(run, metrics, update)
     last = update == recipe.trainer.max_steps
     if last or (recipe.eval.steps and update % recipe.eval.steps == 0):
         _evaluate(run)
@@ -228,10 +296,13 @@ def _one_update(run: Run, update: int) -> None:
 
 def _sample(run: Run, update: int) -> list[RolloutGroup]:
     rollout = run.recipe.rollout
-    prompts = run.checks.prompts.batch(update - 1, rollout.prompts_per_update)
-    requests = make_requests(prompts, rollout.num_generations, run.recipe.run.seed, "rollout", update)
-    drawn = run.rollouts.generate(requests, SamplerSpec.from_config(rollout), run.update)
-    return group_rollouts(prompts, drawn)
+    prompts = run.prompts.batch(update - 1, rollout.prompts_per_update)
+    seed = run.recipe.run.seed
+    requests = make_requests(prompts, rollout.num_generations, seed, "rollout", update)
+    requests = mix_block_lengths(requests, rollout.block_lengths, seed, "block_length", update)
+    record = rollout.record_predictions or run.trainer.needs_predictions
+    spec = replace(SamplerSpec.from_config(rollout), record_predictions=record)
+    return group_rollouts(prompts, run.rollouts.generate(requests, spec, run.update))
 
 
 def _score_steps(
@@ -276,10 +347,46 @@ def _refuse_failing_rewards(run: Run, scores: Scores, update: int) -> None:
         raise RewardError(f"update {update}: {cause}")
 
 
+def _sentinel(run: Run) -> Sentinel:
+    """One that has seen the updates on file up to where the run stands."""
+    rows = [row for row in RunHistory.load(run.folder.root).metrics if row["update"] <= run.update]
+    values = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    return Sentinel(run.recipe.sentinel, [(row["update"], row) for row in values])
+
+
+def _good_update(run: Run) -> int:
+    """The newest update whose weights are known to be good: they drew rollouts without a sign of decline."""
+    return run.sentinel.last_good - 1
+
+
+def _good_checkpoint(run: Run) -> str:
+    checkpoint = run.folder.newest_until(_good_update(run))
+    if checkpoint is None:
+        return "no checkpoint was saved while the run was good"
+    return f"the last good checkpoint is that of update {checkpoint.update}"
+
+
+def _refuse_collapse(run: Run, metrics: Mapping[str, float], update: int) -> None:
+    """Stop a run that falls apart, before its weights are evaluated and saved once more."""
+    alarm = run.sentinel.observe(update, metrics)
+    if alarm is None:
+        return
+    checkpoint = run.folder.newest_until(_good_update(run))
+    step = None if checkpoint is None else checkpoint.update
+    raise CollapseError(collapse_message(alarm, update, run.folder.root, step))
+
+
 def _write_rollouts(run: Run, groups: list[RolloutGroup], scores: Scores, update: int) -> None:
     every = run.recipe.tracking.rollouts_every
     if every and update % every == 0:
-        table = to_table(groups, scores, update=update, record_states=run.recipe.rollout.record_states)
+        rollout = run.recipe.rollout
+        table = to_table(
+            groups,
+            scores,
+            update=update,
+            record_states=rollout.record_states,
+            record_predictions=rollout.record_predictions,
+        )
         with storage(f"{run.folder.rollouts} could not be written"):
             run.folder.rollouts.mkdir(exist_ok=True)
             write_parquet(table, run.folder.rollouts / f"update_{update:06d}.parquet")
@@ -302,6 +409,7 @@ def _save(run: Run) -> None:
         run.policy.save,
         state,
         run.recipe.trainer.save_total_limit,
+        good=_good_update(run) if run.recipe.sentinel.enabled else None,
     )
     run.tracker.end_phase()
 
@@ -318,6 +426,7 @@ def _rebuild(run: Run, reason: str) -> None:
     if checkpoint:
         run.policy.restore(checkpoint.folder)
     run.voice.rewind(run.update)
+    run.sentinel = _sentinel(run)
     _sync(run)
 
 

@@ -83,6 +83,25 @@ class Events:
 
 
 @dataclass(frozen=True)
+class PolicyActions:
+    """What an unmasking policy saw and did at each step, for its own training; packed by step.
+
+    Step s has the entries `ptr[s]:ptr[s + 1]`, one per position that it decided on, in ascending order.
+    """
+
+    ptr: np.ndarray
+    """int32 `[num_steps + 1]`."""
+    pos: np.ndarray
+    """int32 `[entries]`: canvas position."""
+    confidence: np.ndarray
+    """float32 `[entries]`: probability of the likeliest token."""
+    action: np.ndarray
+    """uint8 `[entries]`: 1 = commit, as drawn. In a step without any the likeliest position was committed."""
+    logp: np.ndarray
+    """float32 `[num_steps]`, nats: of all drawn actions of a step together."""
+
+
+@dataclass(frozen=True)
 class Trace:
     """The order in which a canvas was filled (specs: trajectory record), enough to replay every state.
 
@@ -109,6 +128,8 @@ class Trace:
     """Only where the sampler was asked to record them."""
     events: Events | None = None
     """Only where the sampler may take tokens back: without them every step only reveals."""
+    actions: PolicyActions | None = None
+    """Only where an unmasking policy decided."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +190,8 @@ class Scores:
     """The first distinct failure messages, for the log."""
     logged: Mapping[str, float] = field(default_factory=dict)
     """Scalars that reward functions logged through TRL's `log_metric`, averaged."""
+    kinds: Mapping[int, str] = field(default_factory=dict)
+    """By index in the batch the kind of failure, of the first function that failed there."""
 
 
 @dataclass(frozen=True)
@@ -238,18 +261,41 @@ class AttentionLayout(Protocol):
         ...
 
 
+class KeyValueStore(Protocol):
+    """Keys and values of attention that a model writes and reads; see `rl4dlm.rollout.caches`."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keep the queries' own keys and values, and return all that they attend to.
+
+        Args:
+            key_states: `[rows, kv heads, queries, head size]`, after the rotary embedding.
+            value_states: the same shape.
+            layer_idx: from 0.
+
+        Returns:
+            Keys and values `[rows, kv heads, keys, head size]`.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A diffusion language model as everything above `models/` sees it: index i scores token i.
 
     `model` is the module, or a DeepSpeed engine around it, callable as
-    `model(input_ids, attention_mask, select=..., labels=None, temperature=1.0, layout=None)` with
+    `model(input_ids, attention_mask, select=..., labels=None, temperature=1.0, layout=None,
+    cache=None)` with
 
         input_ids       int64 [rows, length], mask token where a position is hidden
         attention_mask  bool [rows, length], False = padding (neither attended nor counted in positions);
                         None = all real
         select          bool [rows, length], the positions whose logits are wanted; None = all
         labels          int64 [rows, length]: return log-probabilities of these ids instead of logits
+        cache           keys and values kept between forwards (see `rl4dlm.rollout.caches`): the inputs are
+                        part of the sequence, and layout says where they stand and what they attend to.
+                        Only samplers use it
         layout          positions and attention other than the model's own (doubled, packed); it says
                         which tokens are padding, too, so attention_mask is None beside it. None = as the
                         model samples: all real tokens, or blocks from the first real token on
@@ -270,9 +316,10 @@ class Denoiser:
         attention_mask: Tensor | None,
         select: Tensor,
         layout: AttentionLayout | None = None,
+        cache: KeyValueStore | None = None,
     ) -> Tensor:
         """Float32 `[selected, vocab]`."""
-        return self.model(input_ids, attention_mask, select=select, **_given(layout))
+        return self.model(input_ids, attention_mask, select=select, **_given(layout, cache))
 
     def token_logp(
         self,
@@ -294,9 +341,10 @@ class Denoiser:
         )
 
 
-def _given(layout: AttentionLayout | None) -> dict[str, AttentionLayout]:
-    """The keyword only where it is used: a model without layouts of its own need not know it."""
-    return {} if layout is None else {"layout": layout}
+def _given(layout: AttentionLayout | None, cache: KeyValueStore | None = None) -> dict[str, Any]:
+    """Keywords only where they are used: a model without layouts or caches need not know them."""
+    given = {"layout": layout, "cache": cache}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def flatten(groups: Sequence[RolloutGroup]) -> list[Rollout]:

@@ -91,7 +91,6 @@ class _Server:
             "next": next,
             "len": len,
             "getitem": lambda container, key: container[key],
-            "contains": lambda container, item: item in container,
             "str": str,
             "repr": repr,
         }

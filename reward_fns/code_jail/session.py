@@ -22,7 +22,7 @@ from typing import Any
 from . import wire
 
 _BOOT = Path(__file__).with_name("boot.py")
-_START_S = 10.0
+_START_S = 30.0
 _CHUNK = 1 << 16
 _ENVIRONMENT = {
     # -I would ignore this one too; -P -s and an environment without anything else give the same isolation.
@@ -295,9 +295,9 @@ class _Process:
             return
         told = "; ".join(f"{name} {text}" for name, text in found.get("layers", {}).items())
         raise JailError(
-            f"no jail for code on this machine: {found.get('refused') or told}.\n"
-            "Fix: use a kernel with user namespaces, or Linux 6.2 with Landlock; "
-            "`allow_unprotected: true` runs completions without a jail."
+            "no jail for code on this machine, and only `allow_unprotected: true` runs completions without: "
+            f"{found.get('refused') or told}.\n"
+            "Fix: use a kernel with user namespaces, or Linux 6.2 with Landlock."
         )
 
     def wait(self, deadline: float) -> int | None:

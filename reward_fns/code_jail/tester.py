@@ -1,8 +1,8 @@
 """The process that runs the tests, in a jail of its own, with stand-ins for what the completion defines.
 
 A stand-in sends a call to the candidate's process and gets plain data back (`wire`). It compares by identity,
-so an object that the completion made equals nothing, whatever its `__eq__` says. Arguments go by value: what
-a completion does to them stays with it.
+so an object that the completion made equals nothing, whatever its `__eq__` says, and `in` compares its items
+here, whatever its `__contains__` says. Arguments go by value: what a completion does to them stays with it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Remote:
 
 
 class Proxy:
-    """Stands for an object of the candidate that is no plain data. Equality is identity."""
+    """Stands for an object of the candidate. Equality is identity, and `in` looks at its items."""
 
     __slots__ = ("_number", "_remote")
 
@@ -109,9 +109,6 @@ class Proxy:
 
     def __getitem__(self, key: Any) -> Any:
         return self._remote.do("getitem", self, key)
-
-    def __contains__(self, item: Any) -> bool:
-        return self._remote.do("contains", self, item)
 
     def __str__(self) -> str:
         return self._remote.do("str", self)

@@ -77,8 +77,6 @@ class Benchmark:
     """Column that rewards get as `answer` too."""
     prefill: str = "<reasoning>"
     """What the model's turn begins with; not part of the completion."""
-    timeout_s: float = 5.0
-    """Deadline of the reward per completion, seconds."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Column -> name under which rewards get it too."""
 
@@ -213,7 +211,6 @@ _TABLE = (
         reward="code",
         metric="accuracy",
         prefill="",
-        timeout_s=30.0,
         sources={"test": Source(("humaneval.jsonl", "HumanEval.jsonl"), "openai/openai_humaneval")},
     ),
     Benchmark(
@@ -225,7 +222,6 @@ _TABLE = (
         reward="code",
         metric="accuracy",
         prefill="",
-        timeout_s=30.0,
         sources={
             "test": Source(
                 ("mbpp.jsonl",), "google-research-datasets/mbpp", "full", wanted=_task_ids(11, 510)

@@ -6,6 +6,7 @@ from rl4dlm.data.columns import CONVENTIONS, ColumnMap, map_columns
 from rl4dlm.data.completions import ExampleSource, Reading, open_examples
 from rl4dlm.data.demonstrations import demonstrations
 from rl4dlm.data.examples import Example
+from rl4dlm.data.kept import KeptPrompts, training_prompt
 from rl4dlm.data.prompts import PromptSource, open_prompts
 from rl4dlm.data.render import open_renderer
 from rl4dlm.data.source import read_rows
@@ -19,6 +20,7 @@ __all__ = [
     "Example",
     "ExampleSource",
     "Instance",
+    "KeptPrompts",
     "PromptSource",
     "Reading",
     "Task",
@@ -31,5 +33,6 @@ __all__ = [
     "open_task",
     "read_rows",
     "split_of",
+    "training_prompt",
     "training_texts",
 ]

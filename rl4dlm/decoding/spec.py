@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rl4dlm.decoding.confidence import ConfidenceFrom
+from rl4dlm.decoding.early import EarlyCommit
 from rl4dlm.decoding.proposal import Law
 from rl4dlm.decoding.revision import RcrUpdate
 from rl4dlm.decoding.schedules import block_schedule
@@ -60,12 +61,32 @@ class SamplerSpec:
     """Dream's `alg_temp`: positions are drawn from softmax(confidence / it); 0 takes the best."""
     rcr_update: RcrUpdate = "last"
     """Which confidence `rcr` keeps of a position that was written several times."""
+    cfg_scale: float = 0.0
+    """Classifier-free guidance: logits are moved away from those without the prompt; 0 is off. Doubles the
+    forwards."""
+    early_commit: EarlyCommit = "none"
+    """Write everything at once as soon as the model has made up its mind: `prophet`, `sched_...`."""
+    early_commit_high: float = 7.5
+    """Logit gap that ends the row at its first step."""
+    early_commit_low: float = 2.5
+    """Logit gap that ends it at its last steps."""
+    answer_region: tuple[int, int] | None = None
+    """Canvas positions from the first up to, not including, the second that `prophet` looks at."""
+    draft_steps: int = 0
+    """FreeDave: steps that are guessed and verified in one forward; 0 is off. Changes no sample."""
+    policy: str = ""
+    """Name of the policy that `learned` asks, see `register_policy`."""
+    cache: str = "none"
+    """Name of a cache plan: a key of `CACHES` in `rl4dlm.rollout.caches`."""
+    cache_refresh: int = 0
+    """Steps of a block after which an approximate cache is computed anew; 0: at block starts only."""
     record_predictions: bool = False
     """Record at every step a token for each masked position (`Trace.predictions`); changes no sample."""
 
     def __post_init__(self) -> None:
         check_layout(self)
         check_choices(self)
+        check_combinations(self)
 
     @classmethod
     def from_config(cls, config: RolloutConfig, *, temperature: float | None = None) -> SamplerSpec:
@@ -102,6 +123,11 @@ class SamplerSpec:
         return STRATEGIES[self.remasking]
 
     @property
+    def is_static(self) -> bool:
+        """Whether each step commits a number of positions that is known beforehand, by the logits alone."""
+        return self.remasking in STATIC and self.early_commit == "none"
+
+    @property
     def confidence_law(self) -> Law:
         """The distribution that confidences are read from."""
         source = self.strategy.confidence_from or self.confidence_from
@@ -114,13 +140,13 @@ class SamplerSpec:
         """Positions that the steps of a whole block commit, where the strategy goes by a schedule."""
         return block_schedule(self.strategy.schedule, self.block_length, self.steps_per_block)
 
-    def describe(self) -> dict[str, int | float | str]:
+    def describe(self) -> dict[str, Any]:
         """The settings that samples depend on, under their recipe names: written beside every score.
 
         Settings that another strategy reads are left out, and so are the ones that are off.
         """
-        read = {name: getattr(self, name) for name in self.strategy.settings if name != "order_temperature"}
-        off = {name: default for name, default in _OFF.items() if getattr(self, name) != default}
+        read = [name for name in self.strategy.settings if name not in _EXTRAS]
+        extra = [name for name in _EXTRAS if getattr(self, name) != _DEFAULTS[name]]
         return {
             "max_completion_length": self.gen_len,
             "block_length": self.block_length,
@@ -129,8 +155,7 @@ class SamplerSpec:
             "remasking": self.remasking,
             "confidence_from": self.confidence_from,
             "eos_policy": self.eos_policy,
-            **read,
-            **{name: getattr(self, name) for name in off},
+            **{name: getattr(self, name) for name in (*read, *extra)},
         }
 
     def hash(self) -> int:
@@ -138,10 +163,13 @@ class SamplerSpec:
         return derive_seed("sampler", json.dumps(self.describe(), sort_keys=True))
 
 
-# Settings that not every strategy reads, and those that every strategy reads and that can be off.
-_STRATEGY_SETTINGS = ("threshold", "factor", "entropy_budget", "order_temperature", "rcr_update")
-_OFF = {"top_p": 1.0, "top_k": 0, "order_temperature": 0.0}
-_OPTIONAL = ("top_p", "top_k", *_STRATEGY_SETTINGS)
+# Settings that only some strategies read.
+_STRATEGY_SETTINGS = ("threshold", "factor", "entropy_budget", "order_temperature", "rcr_update", "policy")
+# Settings that every strategy reads, and that are described where they are not at their defaults. A draft
+# changes no sample, so it is not among them.
+_EXTRAS = ("top_p", "top_k", "order_temperature", "cfg_scale", "early_commit", "answer_region")
+_EXTRAS += ("early_commit_high", "early_commit_low", "cache", "cache_refresh")
+_OPTIONAL = tuple(dict.fromkeys((*_EXTRAS, *_STRATEGY_SETTINGS, "draft_steps")))
 
 
 def check_layout(spec: SamplerSpec) -> None:
@@ -181,6 +209,7 @@ def check_choices(spec: SamplerSpec) -> None:
         ("confidence_from", spec.confidence_from, get_args(ConfidenceFrom)),
         ("eos_policy", spec.eos_policy, get_args(EosPolicy)),
         ("rcr_update", spec.rcr_update, get_args(RcrUpdate)),
+        ("early_commit", spec.early_commit, get_args(EarlyCommit)),
     ):
         if value not in known:
             raise RecipeError(f"rollout.{key} = {value!r} is not known.\nFix: use {' or '.join(known)}.")
@@ -192,6 +221,9 @@ def check_choices(spec: SamplerSpec) -> None:
         ("factor", 0, math.inf, "1"),
         ("entropy_budget", 0, math.inf, "0.35"),
         ("order_temperature", 0, math.inf, "0 to take the best positions"),
+        ("cfg_scale", 0, math.inf, "0 for none"),
+        ("draft_steps", 0, math.inf, "0 for none, 4 to 8 for drafts"),
+        ("cache_refresh", 0, math.inf, "0 for none"),
     ):
         value = getattr(spec, key)
         if not (low <= value <= high and value < math.inf) or (key == "top_p" and value == 0):
@@ -207,5 +239,75 @@ def check_choices(spec: SamplerSpec) -> None:
                 f"Fix: remove it, or use {' or '.join(readers)}."
             )
 
+
+def check_combinations(spec: SamplerSpec) -> None:
+    """Refuse parts that do not go together.
+
+    Raises:
+        RecipeError: naming the settings and the remedy.
+    """
+    region, first_last = spec.answer_region, (0, spec.gen_len)
+    fits = region is not None and first_last[0] <= region[0] < region[1] <= first_last[1]
+    for wrong, what, remedy in (
+        (
+            spec.early_commit == "prophet" and not fits,
+            f"rollout.answer_region = {region}: prophet looks at the place of the answer on the canvas",
+            f"give two positions within 0 and {spec.gen_len}, or use sched_cosine",
+        ),
+        (
+            spec.early_commit != "prophet" and region is not None,
+            f"rollout.answer_region = {list(region or ())} is read by rollout.early_commit = prophet only",
+            "remove it",
+        ),
+        (
+            spec.early_commit == "none" and _is_set(spec, "early_commit_high", "early_commit_low"),
+            "rollout.early_commit_high and early_commit_low are not read without rollout.early_commit",
+            "remove them, or set rollout.early_commit",
+        ),
+        (
+            spec.remasking == "learned" and not spec.policy,
+            "rollout.remasking = learned asks a policy, and rollout.policy is not set",
+            "name a registered policy",
+        ),
+        (
+            spec.draft_steps > 0 and not spec.is_static,
+            f"rollout.draft_steps = {spec.draft_steps} drafts steps that are known beforehand, and "
+            f"rollout.remasking = {spec.remasking} with these settings is not of that kind",
+            f"set it to 0, or use {' or '.join(STATIC)} without early commit",
+        ),
+        (
+            spec.draft_steps > 0 and (spec.cfg_scale > 0 or spec.record_predictions),
+            f"rollout.draft_steps = {spec.draft_steps} does not go with guidance or recorded predictions",
+            "set it to 0",
+        ),
+        (
+            spec.cache == "none" and spec.cache_refresh > 0,
+            f"rollout.cache_refresh = {spec.cache_refresh} is not read by rollout.cache = none",
+            "remove it",
+        ),
+        (
+            spec.cache != "none" and (spec.cfg_scale > 0 or spec.draft_steps > 0 or spec.record_predictions),
+            f"rollout.cache = {spec.cache} does not go with guidance, drafts or recorded predictions, which "
+            "need forwards of their own or logits everywhere",
+            "set rollout.cache to none",
+        ),
+        (
+            spec.cache != "none" and spec.strategy.region == "decoded",
+            f"rollout.cache = {spec.cache} holds finished blocks, and rollout.remasking = {spec.remasking} "
+            "takes their tokens back",
+            "set rollout.cache to none",
+        ),
+    ):
+        if wrong:
+            raise RecipeError(f"{what}.\nFix: {remedy}.")
+
+
+def _is_set(spec: SamplerSpec, *names: str) -> bool:
+    return any(getattr(spec, name) != _DEFAULTS[name] for name in names)
+
+
+# Strategies whose next state follows from logits, counters and schedule alone, without state of their own.
+STATIC = ("low_confidence", "top_probability", "random", "ar", "margin", "neg_entropy")
+STATIC += ("dream_maskgit_plus", "dream_topk_margin", "dream_entropy")
 
 _DEFAULTS = {field.name: field.default for field in fields(SamplerSpec)}

@@ -1,166 +1,32 @@
-"""Strategies: proposal, confidence, selection and revision composed into the decision of one denoising step.
+"""Strategies by name: proposal, confidence and selection composed into the decision of one denoising step.
 
-A strategy gets logits and returns a decision; it never calls the model, so rows of one batch may be in
-different blocks and steps (specs: decoding 2.4). Strategies come in two kinds. Those that *draw, then choose*
+They come in two kinds. Those that *draw, then choose*
 keep the draws they like best, so the committed token does not follow `softmax(logits / T)` at T > 0; those
 that *choose, then draw* do follow it (specs: rl-algorithms 1.4). `Strategy.exact_law` says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from rl4dlm.decoding.confidence import (
-    ConfidenceFrom,
-    drawn_probability,
-    margin,
-    neg_entropy,
-    top_probability,
-)
-from rl4dlm.decoding.proposal import Law, Proposal, draw
-from rl4dlm.decoding.revision import least_confident, running_confidence
-from rl4dlm.decoding.schedules import TIME_EPS, Schedule
-from rl4dlm.decoding.selection import above_threshold, top_k, within_entropy, within_factor
-from rl4dlm.diffusion.seeds import counter_uniform
+from rl4dlm.decoding.confidence import margin, neg_entropy, top_probability
+from rl4dlm.decoding.consensus import CCD, CCD_DS
+from rl4dlm.decoding.early import commit_early
+from rl4dlm.decoding.learned import LEARNED
+from rl4dlm.decoding.proposal import Proposal, draw
+from rl4dlm.decoding.revisable import RCR, SABER
+from rl4dlm.decoding.schedules import TIME_EPS
+from rl4dlm.decoding.selection import above_threshold, within_entropy, within_factor
+from rl4dlm.decoding.step import ORDER_STREAM, Decision, StepInput, Strategy, draw_everywhere
 from rl4dlm.types import FORCED, SAMPLED
 
 if TYPE_CHECKING:
     from rl4dlm.decoding.spec import SamplerSpec
-
-# Third counter of the uniforms that order positions; those that draw tokens have two counters.
-ORDER_STREAM = 1
-
-# Which positions a strategy may commit: masked ones of the active block, or also of earlier blocks.
-Region = Literal["block", "decoded"]
-
-
-@dataclass(frozen=True)
-class StepInput:
-    """What a strategy sees of one denoising step; `seen` counts the positions of all rows with logits.
-
-    The window is the active block, or the whole canvas where the strategy or a recording needs it.
-    """
-
-    logits: Tensor
-    """`[seen, vocab]`, in row-major order of the window."""
-    eligible: Tensor
-    """bool `[rows, width]`: positions that may be committed now, all of them seen."""
-    index: Tensor
-    """int64 `[seen]`: where the seen positions are in the flattened `[rows * width]`."""
-    position: Tensor
-    """int64 `[rows, width]`: canvas positions of the window."""
-    seed: Tensor
-    """int64 `[rows]`."""
-    step: Tensor
-    """int64 `[rows]`: the row's global step, from 0."""
-    count: Tensor
-    """int64 `[rows]`: positions that the schedule wants committed."""
-    block_steps: Tensor | None = None
-    """int64 `[rows]`: steps of a block, for strategies that draw them."""
-    state: Mapping[str, Tensor] = field(default_factory=dict)
-    """`[rows, completion, ...]` per name: what the strategy keeps of a row between steps, 0 at its start."""
-
-    def uniform(self, *stream: Tensor) -> Tensor:
-        """float64 `[seen]`: a number per seen position, a function of (seed, step, position) alone."""
-        return self._uniform(self.step, *stream)
-
-    def fixed_uniform(self, *stream: Tensor) -> Tensor:
-        """float64 `[seen]`: a number per seen position that is the same in every step."""
-        return self._uniform(torch.zeros_like(self.step), *stream)
-
-    def _uniform(self, step: Tensor, *stream: Tensor) -> Tensor:
-        every = counter_uniform(self.seed[:, None], step[:, None], self.position, *stream)
-        return every.flatten()[self.index]
-
-    def stream(self, number: int) -> Tensor:
-        """A counter that separates one use of uniforms from others."""
-        return self.seed.new_full((1, 1), number)
-
-    def dense(self, values: Tensor) -> Tensor:
-        """`[seen]` to `[rows, width]`, 0 where nothing is seen."""
-        flat = values.new_zeros(self.eligible.numel()).index_copy(0, self.index, values)
-        return flat.view_as(self.eligible)
-
-    def at_seen(self, dense: Tensor) -> Tensor:
-        """`[rows, width]` to `[seen]`."""
-        return dense.flatten()[self.index]
-
-    def select(self, score: Tensor, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Indices into `seen` of the best-scored positions, and their ranks, both int64 `[committed]`.
-
-        Args:
-            score: `[seen]`.
-            count: int64 `[rows]`; None: the schedule's.
-        """
-        chosen, rank = top_k(self.dense(score), self.eligible, self.count if count is None else count)
-        picked = self.at_seen(chosen).nonzero().squeeze(1)
-        return picked, rank.flatten()[self.index[picked]]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a step does, all rows together."""
-
-    picked: Tensor
-    """int64 `[committed]`: indices into the seen positions, ascending."""
-    rank: Tensor
-    """int64 `[committed]`: order within the row's step."""
-    token: Tensor
-    """int64 `[committed]`."""
-    logp: Tensor
-    """float32 `[committed]`, nats: `log softmax(logits / T)[token]`, T = 1 for greedy decoding."""
-    score: Tensor
-    """float32 `[committed]`: the confidence that the selection used."""
-    kind: Tensor | None = None
-    """uint8 `[committed]`: SAMPLED, FORCED or EARLY_COMMIT; None: all SAMPLED."""
-    remask: Tensor | None = None
-    """bool `[rows, width]`: committed positions to hide again; None: none."""
-    proposal: Proposal | None = None
-    """What was drawn at all seen positions; None: drawn at the committed ones only."""
-    confidence: Tensor | None = None
-    """float32 `[seen]`: confidence in every seen position."""
-    state: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the strategy keeps of each row, `[rows, completion, ...]`; replaces `StepInput.state`."""
-
-
-StateShape = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-"""Per name the shape after `[rows, completion]`, and the dtype."""
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """A named strategy: its decision, and what the engine and the user should know about it."""
-
-    decide: Callable[[SamplerSpec, StepInput], Decision]
-    summary: str
-    """One line."""
-    settings: tuple[str, ...] = ()
-    """Fields of `SamplerSpec` that it reads beside those that all strategies read."""
-    exact_law: bool = False
-    """The committed token follows `softmax(logits / T)` whatever T is, because positions are chosen first."""
-    schedule: Schedule = "linear"
-    """How many positions a step commits, where the strategy does not find out for itself."""
-    confidence_from: ConfidenceFrom | None = None
-    """Replaces the recipe's; None leaves it."""
-    region: Region = "block"
-    revises: bool = False
-    """It may take tokens back, so its traces have events."""
-    state: StateShape = field(default_factory=dict)
-
-
-def _drawn(spec: SamplerSpec, step: StepInput) -> tuple[Proposal, Tensor]:
-    """A draw at every seen position, and the confidence in it."""
-    drawn = draw(step.logits, step.uniform(), spec.temperature, top_p=spec.top_p, top_k=spec.top_k)
-    if spec.confidence_law == Law(spec.temperature or 1.0):
-        return drawn, drawn.prob
-    return drawn, drawn_probability(step.logits, drawn.token, spec.confidence_law)
-
 
 Count = Callable[["SamplerSpec", StepInput, Tensor], tuple[Tensor, Tensor]]
 """(sampler, step, dense scores) -> int64 `[rows]` twice: how many to commit, and how many of them the rule
@@ -204,7 +70,7 @@ def draw_then_choose(spec: SamplerSpec, step: StepInput, *, count: Count = _sche
 
     Source: LLaDA, arXiv:2502.09992, reference sampler.
     """
-    drawn, score = _drawn(spec, step)
+    drawn, score = draw_everywhere(spec, step)
     picked, rank, kind = _choose(spec, step, score, count)
     return Decision(
         picked, rank, drawn.token[picked], drawn.prob[picked].log(), score[picked], kind,
@@ -293,36 +159,17 @@ def _all_due(spec: SamplerSpec, step: StepInput, score: Tensor) -> tuple[Tensor,
     return due, due
 
 
-def rcr(spec: SamplerSpec, step: StepInput) -> Decision:
-    """Running confidence remasking: write everything, then hide the least confident of all ever written.
-
-    Source: MDPO, arXiv:2508.13148 (specs: rl-algorithms 2.6). Tokens of earlier blocks may be hidden again,
-    too. The decision is the net change: what stays written, and what is taken back.
-    """
-    drawn, score = _drawn(spec, step)
-    dense = step.dense(score)
-    touched = step.state["touched"]
-    running = running_confidence(step.state["running"], touched, dense, step.eligible, spec.rcr_update)
-    touched = touched | step.eligible
-    hidden = least_confident(running, touched, (step.eligible.sum(dim=1) - step.count).clamp(min=0))
-    kept, rank = top_k(dense, step.eligible & ~hidden, torch.full_like(step.count, dense.shape[1]))
-    picked = step.at_seen(kept).nonzero().squeeze(1)
-    return Decision(
-        picked=picked,
-        rank=rank.flatten()[step.index[picked]],
-        token=drawn.token[picked],
-        logp=drawn.prob[picked].log(),
-        score=score[picked],
-        remask=hidden & ~step.eligible,
-        proposal=drawn,
-        confidence=step.at_seen(torch.where(touched, running, 0.0)),
-        state={"running": running, "touched": touched},
-    )
-
-
-def _positions_first(score: Score, summary: str, count: Count = _scheduled, **facts: Any) -> Strategy:
+def _positions_first(
+    score: Score, summary: str, count: Count = _scheduled, *, blind: bool = False, **facts: Any
+) -> Strategy:
+    """A strategy that chooses before it draws; `blind`: its scores need no logits."""
     decided = partial(choose_then_draw, score=score, count=count)
-    return Strategy(decided, summary, exact_law=True, **facts)
+    picks = partial(_blind_picks, score=score, count=count) if blind else None
+    return Strategy(decided, summary, exact_law=True, picks=picks, **facts)
+
+
+def _blind_picks(spec: SamplerSpec, step: StepInput, *, score: Score, count: Count) -> Tensor:
+    return _choose(spec, step, score(spec, step), count)[0]
 
 
 def _tokens_first(summary: str, count: Count = _scheduled, **facts: Any) -> Strategy:
@@ -343,14 +190,14 @@ STRATEGIES: dict[str, Strategy] = {
     "top_probability": _positions_first(
         _top_probability, "positions of highest top probability, then draw there", settings=_ORDER
     ),
-    "random": _positions_first(random_order, "positions in random order"),
-    "ar": _positions_first(_leftmost, "positions from left to right"),
+    "random": _positions_first(random_order, "positions in random order", blind=True),
+    "ar": _positions_first(_leftmost, "positions from left to right", blind=True),
     "margin": _positions_first(
         _margin, "positions where the best token is farthest ahead of the next", settings=_ORDER
     ),
     "neg_entropy": _positions_first(_neg_entropy, "positions of lowest entropy", settings=_ORDER),
     "dream_origin": _positions_first(
-        _reveal_time, "Dream origin: every position at a time of its own", _all_due
+        _reveal_time, "Dream origin: every position at a time of its own", _all_due, blind=True
     ),
     "dream_maskgit_plus": _tokens_first("Dream maskgit_plus: low_confidence on Dream's time grid", **_DREAM),
     "dream_topk_margin": _positions_first(
@@ -392,29 +239,27 @@ STRATEGIES: dict[str, Strategy] = {
         _entropy_threshold,
         settings=("entropy_budget",),
     ),
-    "rcr": Strategy(
-        rcr,
-        "MDPO: write everything, hide again what was written with the least confidence",
-        settings=("rcr_update",),
-        region="decoded",
-        revises=True,
-        state={"running": ((), torch.float32), "touched": ((), torch.bool)},
-    ),
+    "rcr": RCR,
+    "saber": SABER,
+    "ccd": CCD,
+    "ccd_ds": CCD_DS,
+    "learned": LEARNED,
 }
 """Strategies by their recipe name (`rollout.remasking`)."""
 
 
 def decide(spec: SamplerSpec, step: StepInput) -> Decision:
-    """The decision of the strategy that `spec` names.
+    """The decision of the strategy that `spec` names, with the early commit that it asks for.
 
     Args:
         spec: the sampler.
         step: logits and per-row state of one step.
 
     Returns:
-        Eligible positions only, and at least one of every row that has any.
+        Masked positions only, and at least one of every row that has an eligible one.
     """
-    return STRATEGIES[spec.remasking].decide(spec, step)
+    decision = spec.strategy.decide(spec, step)
+    return decision if spec.early_commit == "none" else commit_early(spec, step, decision)
 
 
 def proposals(spec: SamplerSpec, step: StepInput, decision: Decision) -> Proposal:

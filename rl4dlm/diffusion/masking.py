@@ -54,10 +54,25 @@ def count_masks(seed: Tensor, positions: Tensor, counts: Tensor, inner: int) -> 
     Returns:
         bool `[rows, states, completion]`, True = masked.
     """
-    noise = _position_uniform(seed, counts.shape[1], positions.shape[1], inner)
-    noise = noise.masked_fill(~positions[:, None], torch.inf)
-    rank = noise.argsort(dim=-1, stable=True).argsort(dim=-1)  # [rows, states, completion]
+    rank = random_ranks(seed, positions, counts.shape[1], inner)
     return (rank < counts[..., None]) & positions[:, None]
+
+
+def random_ranks(seed: Tensor, positions: Tensor, num_orders: int, inner: int) -> Tensor:
+    """Uniformly random orders of each row's positions.
+
+    Args:
+        seed: int64 `[rows]`.
+        positions: bool `[rows, completion]`, the positions that are ordered.
+        num_orders: independent orders per row.
+        inner: index of the pass over the batch.
+
+    Returns:
+        int64 `[rows, num_orders, completion]`, each position's place from 0; all others come last.
+    """
+    noise = _position_uniform(seed, num_orders, positions.shape[1], inner)
+    noise = noise.masked_fill(~positions[:, None], torch.inf)
+    return noise.argsort(dim=-1, stable=True).argsort(dim=-1)
 
 
 def bernoulli_masks(seed: Tensor, positions: Tensor, rates: Tensor, inner: int) -> Tensor:
@@ -156,6 +171,25 @@ def stratified_counts(length: Tensor, first: Tensor, num: int) -> Tensor:
     offset = (torch.arange(num) * length[:, None].double() / num).round().long()
     counts = (first[:, None] + offset - 1) % size + 1
     return torch.minimum(counts, length[:, None])
+
+
+def coupled_counts(length: Tensor, first: Tensor, share: Tensor) -> Tensor:
+    """Sizes of one half of a pair of complementary masks: x_b = (k + round(share_b (L + 1))) mod (L + 1).
+
+    Where k is uniform on 0..L every x_b is too, and rows whose shares are b / B cover the range.
+
+    Source: ESPO, arXiv:2512.03759, as stated in specs/rl-algorithms 5.5.
+
+    Args:
+        length: int64 `[rows]`, positions L of each row.
+        first: int64 `[rows, pairs]`, k in 0..L.
+        share: float64 `[rows]`, in [0, 1): place of the row in the shared draw.
+
+    Returns:
+        int64 `[rows, pairs]` in 0..L.
+    """
+    size = length[:, None] + 1
+    return (first + (share[:, None] * size).round().long()) % size
 
 
 def forward_process(

@@ -45,6 +45,9 @@ class States:
     """int64 `[states, completion]`: ids that are scored; None: the completion's."""
     prompt_masked: tuple[np.ndarray, ...] | None = None
     """bool `[prompt]` per state: prompt tokens that are hidden too; None: none."""
+    stands_for: Tensor | None = None
+    """float64 `[states, completion]`, 0 where a position is no target: how many actions of the completion a
+    target stands for, where only a sample of them is scored; None: each for itself."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -66,6 +69,7 @@ class States:
             prompt_masked=None
             if self.prompt_masked is None
             else tuple(mask for mask, kept in zip(self.prompt_masked, keep.tolist(), strict=True) if kept),
+            stands_for=None if self.stands_for is None else self.stands_for[keep],
         )
 
 

@@ -1,9 +1,8 @@
 """Estimators of KL(pi || ref) on samples of pi, as functions of d = log pi - log ref.
 
 Source: J. Schulman, "Approximating KL divergence" (2020); gradients as in specs/rl-algorithms 1.9. The plain
-    k1 = d
-is not here: differentiated on samples its expected gradient is zero, so as a loss term it does not
-    regularise.
+k1 = d, differentiated on samples, has the expected gradient zero, so as a loss term it does not regularise;
+the one here has a score-function correction.
 """
 
 from __future__ import annotations
@@ -11,6 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
+
+
+def k1(d: Tensor) -> Tensor:
+    """d in value; its on-policy gradient is that of KL(pi || ref), by a term of value 0: sg(d) (d - sg(d)).
+
+    Source: ESPO, arXiv:2512.03759, which found it to collapse where k2 does not.
+    """
+    return d + d.detach() * (d - d.detach())
 
 
 def k2(d: Tensor) -> Tensor:
@@ -26,4 +33,4 @@ def k3(d: Tensor) -> Tensor:
     return (-d).exp() + d - 1
 
 
-KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k2": k2, "k3": k3}
+KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}

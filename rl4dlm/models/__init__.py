@@ -5,9 +5,11 @@ Every quirk of a model ends here.
 
 from __future__ import annotations
 
+from rl4dlm.models.card import model_card
 from rl4dlm.models.decoder import Decoder
 from rl4dlm.models.decoder_config import DecoderConfig
 from rl4dlm.models.families import FAMILIES, parameter_count
+from rl4dlm.models.hub import push, require_pushable
 from rl4dlm.models.llada import LLaDA
 from rl4dlm.models.llada_config import LLaDAConfig
 from rl4dlm.models.loading import (
@@ -19,16 +21,19 @@ from rl4dlm.models.loading import (
     inspect,
     load,
     load_tokenizer,
+    options_of,
 )
 from rl4dlm.models.lora import (
     add_lora,
     has_adapters,
     load_trainable_state,
+    merge_into,
     merged_state_dict,
     reference,
     save_adapter,
     trainable_state,
 )
+from rl4dlm.models.quantise import require_quantisable
 from rl4dlm.models.saving import save
 from rl4dlm.models.tokenizers import CHAT_TEMPLATE, build_bpe_tokenizer, build_char_tokenizer, encode
 from rl4dlm.models.value_head import ValueModel, load_value_model
@@ -56,9 +61,15 @@ __all__ = [
     "load_tokenizer",
     "load_trainable_state",
     "load_value_model",
+    "merge_into",
     "merged_state_dict",
+    "model_card",
+    "options_of",
     "parameter_count",
+    "push",
     "reference",
+    "require_pushable",
+    "require_quantisable",
     "save",
     "save_adapter",
     "trainable_state",

@@ -7,7 +7,7 @@ of the tokens' rows, which neither source states.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,19 +39,17 @@ def stored_shapes(shapes: Mapping[str, tuple[int, ...]], rows: int) -> dict[str,
 
 
 @torch.no_grad()
-def convert_tensors(
-    tensors: Iterable[tuple[str, Tensor]], *, rows: int, mask_id: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Matrices over the vocabulary grow to `rows`; the mask's row becomes the mean of those before it.
+def convert_tensor(name: str, tensor: Tensor, *, rows: int, mask_id: int) -> Tensor:
+    """A matrix over the vocabulary grows to `rows`; the mask's row becomes the mean of those before it.
 
     Args:
-        tensors: of the autoregressive model, by name.
+        name, tensor: of the autoregressive model; other tensors come back as they are.
         rows: of the converted model.
         mask_id: the mask's row.
     """
-    for name, tensor in tensors:
-        if name in _MATRICES:
-            mean = tensor[:mask_id].float().mean(dim=0).to(tensor.dtype)
-            tensor = torch.cat((tensor, mean.expand(rows - tensor.shape[0], -1)))
-            tensor[mask_id] = mean
-        yield name, tensor
+    if name not in _MATRICES:
+        return tensor
+    mean = tensor[:mask_id].float().mean(dim=0).to(tensor.dtype)
+    grown = torch.cat((tensor, mean.expand(rows - tensor.shape[0], -1)))
+    grown[mask_id] = mean
+    return grown

@@ -1,7 +1,6 @@
-"""Configurations of Dream, SDAR and converted autoregressive models, read strictly from JSON.
+"""Configurations of Dream, SDAR, LLaDA-MoE, LLaDA2 and converted models, read strictly from JSON.
 
-All three are architectures that transformers has (Qwen2, Qwen3, Llama) with another attention: the reader
-keeps what shapes the network, what the attention sees, and the special ids.
+The reader keeps what shapes the network, what the attention sees, and the special ids.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl4dlm.models.fields import Fields
+from rl4dlm.models.moe import ExpertsConfig
 from rl4dlm.recipe.sections import ModelInit
 
 MARK = "diffusion"
@@ -25,13 +25,12 @@ _UNSUPPORTED = {
     "use_sliding_window": False,
     "use_mrope": False,
     "mlp_bias": False,
-    "num_experts": None,
 }
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What shapes a Qwen2, Qwen3 or Llama network, and how it is used as a denoiser.
+    """What shapes a decoder, and how it is used as a denoiser.
 
     Example: `read_sdar_config(json.loads(text), "config.json").block_length`.
     """
@@ -39,9 +38,10 @@ class DecoderConfig:
     family: str
     """Key of `FAMILIES`."""
     backbone: str
-    """`qwen2`, `qwen3` or `llama`: whose layers these are."""
+    """`qwen2`, `qwen3`, `llama` or `llada2`: whose layers these are."""
     hidden_size: int
     intermediate_size: int
+    """Width of a dense MLP."""
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
@@ -64,10 +64,23 @@ class DecoderConfig:
     """1: row i - 1 of the network predicts token i (Dream); 0: row i does."""
     published: Mapping[str, Any]
     """The whole JSON object, for writing back."""
+    experts: ExpertsConfig | None = None
+    """Sparse layers; None: every MLP is dense."""
+    rotary_dim: int = 0
+    """Leading dimensions of a head that are rotated."""
+    embedding_name: str = "embed_tokens"
 
     @property
     def embedding_size(self) -> int:
         return self.vocab_size
+
+    @property
+    def active_mlp_width(self) -> int:
+        """MLP width that a token passes through: of its experts and the shared one, or of the dense MLP."""
+        experts = self.experts
+        if experts is None:
+            return self.intermediate_size
+        return experts.num_chosen * experts.width + experts.shared_width
 
     def to_dict(self) -> dict[str, Any]:
         """The published JSON object."""
@@ -94,7 +107,97 @@ def read_sdar_config(data: Mapping[str, Any], where: str) -> DecoderConfig:
         ModelError: as `read_dream_config`.
     """
     fields = Fields(data, where, "SDAR or TraDo")
-    return _read(fields, "sdar", "qwen3", block_length=fields.integer("block_size"), logit_shift=0)
+    return _read(
+        fields,
+        "sdar",
+        "qwen3",
+        block_length=fields.integer("block_size"),
+        logit_shift=0,
+        experts=_qwen3_experts(fields) if data["model_type"] == "sdar_moe" else None,
+    )
+
+
+def _qwen3_experts(fields: Fields) -> ExpertsConfig:
+    fields.require({"decoder_sparse_step": 1, "mlp_only_layers": []})
+    return ExpertsConfig(
+        num_experts=fields.integer("num_experts"),
+        num_chosen=fields.integer("num_experts_per_tok"),
+        width=fields.integer("moe_intermediate_size"),
+        renormalise=fields.flag("norm_topk_prob"),
+    )
+
+
+def read_llada_moe_config(data: Mapping[str, Any], where: str) -> DecoderConfig:
+    """LLaDA-MoE: Qwen3's attention, every MLP a mixture whose weights are not renormalised, full attention.
+
+    Source: arXiv:2509.24389 and its published code (specs: models 4.1).
+
+    Raises:
+        ModelError: as `read_dream_config`.
+    """
+    fields = Fields(data, where, "LLaDA-MoE")
+    layers = fields.integer("num_hidden_layers")
+    fixed = {"partial_rotary_factor": 1, "qk_layernorm": True, "moe_layer_freq": [1] * layers}
+    for key in fixed:
+        fields.get(key)
+    fields.require({**fixed, "clip_qkv": None, "shared_expert_intermediate_size": None})
+    experts = ExpertsConfig(
+        num_experts=fields.integer("num_experts"),
+        num_chosen=fields.integer("num_experts_per_tok"),
+        width=fields.integer("expert_intermediate_size"),
+        renormalise=False,
+    )
+    return _read(
+        fields, "llada_moe", "qwen3", block_length=None, logit_shift=0, experts=experts, mlp=experts.width
+    )
+
+
+LLADA2_BLOCK_LENGTH = 32
+"""Of the published models, whose configuration does not state it."""
+
+
+def read_llada2_config(data: Mapping[str, Any], where: str) -> DecoderConfig:
+    """LLaDA2.x: attention in blocks, grouped sigmoid router with a shared expert, part of a head rotated.
+
+    Source: arXiv:2512.15745 and its published configuration (specs: models 4.2). A folder written here says
+    its block length under `block_length`.
+
+    Raises:
+        ModelError: as `read_dream_config`.
+    """
+    fields = Fields(data, where, "LLaDA2")
+    fixed = {"score_function": "sigmoid", "norm_topk_prob": True, "moe_router_enable_expert_bias": True}
+    fixed |= {"use_qk_norm": True, "use_qkv_bias": False, "use_bias": False}
+    for key in fixed:
+        fields.get(key)
+    fields.require(fixed)
+    width = fields.integer("moe_intermediate_size")
+    experts = ExpertsConfig(
+        num_experts=fields.integer("num_experts"),
+        num_chosen=fields.integer("num_experts_per_tok"),
+        width=width,
+        renormalise=True,
+        shared_width=width * fields.integer("num_shared_experts"),
+        num_dense_layers=fields.integer("first_k_dense_replace", least=0),
+        num_groups=fields.integer("n_group"),
+        num_kept_groups=fields.integer("topk_group"),
+        scale=fields.number("routed_scaling_factor"),
+    )
+    if experts.num_experts % experts.num_groups or experts.num_experts < 2 * experts.num_groups:
+        raise fields.wrong(
+            "n_group", f"does not split {experts.num_experts} experts into groups of two or more"
+        )
+    block_length = fields.integer("block_length") if "block_length" in data else LLADA2_BLOCK_LENGTH
+    return _read(
+        fields,
+        "llada2",
+        "llada2",
+        block_length=block_length,
+        logit_shift=0,
+        experts=experts,
+        rotated=fields.number("partial_rotary_factor"),
+        embedding_name="word_embeddings",
+    )
 
 
 def read_a2d_config(data: Mapping[str, Any], where: str) -> DecoderConfig:
@@ -116,7 +219,16 @@ def read_a2d_config(data: Mapping[str, Any], where: str) -> DecoderConfig:
 
 
 def _read(
-    fields: Fields, family: str, backbone: str, *, block_length: int | None, logit_shift: int
+    fields: Fields,
+    family: str,
+    backbone: str,
+    *,
+    block_length: int | None,
+    logit_shift: int,
+    experts: ExpertsConfig | None = None,
+    mlp: int | None = None,
+    rotated: float = 1.0,
+    embedding_name: str = "embed_tokens",
 ) -> DecoderConfig:
     fields.require(_UNSUPPORTED)
     width, rows = fields.integer("hidden_size"), fields.integer("vocab_size")
@@ -127,7 +239,7 @@ def _read(
         family=family,
         backbone=backbone,
         hidden_size=width,
-        intermediate_size=fields.integer("intermediate_size"),
+        intermediate_size=fields.integer("intermediate_size") if mlp is None else mlp,
         num_hidden_layers=fields.integer("num_hidden_layers"),
         num_attention_heads=heads[0],
         num_key_value_heads=heads[1],
@@ -144,6 +256,9 @@ def _read(
         block_length=block_length,
         logit_shift=logit_shift,
         published=dict(fields.data),
+        experts=experts,
+        rotary_dim=round(heads[2] * rotated),
+        embedding_name=embedding_name,
     )
 
 
@@ -236,6 +351,73 @@ def sdar_config_for(
         **_ids(mask_id, eos_id, pad_id),
     }
     return read_sdar_config(data, "model.init")
+
+
+def llada_moe_config_for(
+    init: ModelInit, *, vocab_size: int, mask_id: int, eos_id: int, pad_id: int, block_length: None = None
+) -> DecoderConfig:
+    """The full published configuration of a LLaDA-MoE made from scratch; experts as wide as the MLP would be.
+
+    Raises:
+        ModelError: the sizes of `model.init` do not fit together.
+    """
+    data = {
+        "model_type": "llada",
+        "architectures": ["LLaDAMoEModelLM"],
+        **_sizes(init, vocab_size),
+        "rms_norm_eps": 1e-5,
+        "head_dim": init.d_model // init.n_heads,
+        "num_experts": init.num_experts,
+        "num_experts_per_tok": init.num_experts_per_tok,
+        "expert_intermediate_size": init.mlp_hidden_size,
+        "dense_intermediate_size": init.mlp_hidden_size,
+        "shared_expert_intermediate_size": None,
+        "moe_layer_freq": [1] * init.n_layers,
+        "norm_topk_prob": False,
+        "qk_layernorm": True,
+        "clip_qkv": None,
+        "partial_rotary_factor": 1,
+        "router_aux_loss_coef": 0.01,
+        "tie_word_embeddings": False,
+        **_ids(mask_id, eos_id, pad_id),
+    }
+    return read_llada_moe_config(data, "model.init")
+
+
+def llada2_config_for(
+    init: ModelInit, *, vocab_size: int, mask_id: int, eos_id: int, pad_id: int, block_length: int
+) -> DecoderConfig:
+    """The full published configuration of a LLaDA2 made from scratch: one dense layer, experts in two groups.
+
+    Raises:
+        ModelError: the sizes of `model.init` do not fit together.
+    """
+    data = {
+        "model_type": "llada2_moe",
+        "architectures": ["LLaDA2MoeModelLM"],
+        **_sizes(init, vocab_size),
+        "head_dim": init.d_model // init.n_heads,
+        "first_k_dense_replace": 1,
+        "moe_intermediate_size": init.mlp_hidden_size,
+        "num_experts": init.num_experts,
+        "num_experts_per_tok": init.num_experts_per_tok,
+        "num_shared_experts": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "routed_scaling_factor": 2.5,
+        "score_function": "sigmoid",
+        "norm_topk_prob": True,
+        "moe_router_enable_expert_bias": True,
+        "router_dtype": "fp32",
+        "partial_rotary_factor": 0.5,
+        "use_qk_norm": True,
+        "use_qkv_bias": False,
+        "use_bias": False,
+        "tie_word_embeddings": False,
+        "block_length": block_length,
+        **_ids(mask_id, eos_id, pad_id),
+    }
+    return read_llada2_config(data, "model.init")
 
 
 def a2d_config_for(

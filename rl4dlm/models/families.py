@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rl4dlm.errors import ModelError
 from rl4dlm.models.decoder import Decoder, initialise_decoder
@@ -17,15 +17,27 @@ from rl4dlm.models.decoder_config import (
     DecoderConfig,
     a2d_config_for,
     dream_config_for,
+    llada2_config_for,
+    llada_moe_config_for,
     read_a2d_config,
     read_dream_config,
+    read_llada2_config,
+    read_llada_moe_config,
     read_sdar_config,
     sdar_config_for,
+)
+from rl4dlm.models.dit import DiT, initialise_dit
+from rl4dlm.models.dit_config import (
+    DiTConfig,
+    bd3lm_config_for,
+    mdlm_config_for,
+    read_bd3lm_config,
+    read_mdlm_config,
 )
 from rl4dlm.models.llada import LLaDA, initialise_llada
 from rl4dlm.models.llada_config import LLaDAConfig, llada_config_for, read_llada_config
 
-Config = LLaDAConfig | DecoderConfig
+Config = LLaDAConfig | DecoderConfig | DiTConfig
 """What a family's reader returns: sizes and special ids under their usual Hugging Face names."""
 
 
@@ -52,9 +64,13 @@ class Family:
     """Spellings of the mask token, where a tokenizer has it without declaring it."""
     stop_tokens: tuple[str, ...]
     """Tokens that end the text besides end-of-text, where the vocabulary has them."""
+    tokenizer_class: str | None = None
+    """Class of transformers that makes the tokenizer of vocab.json and merges.txt, where no tokenizer.json
+    is."""
 
 
 _DECODER_TARGETS = r".*\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+_DIT_TARGETS = r".*blocks\.\d+\.(attn_qkv|attn_out|mlp\.0|mlp\.2)"
 _QWEN_STOPS = ("<|im_end|>", "<|endoftext|>")
 
 FAMILIES: dict[str, Family] = {
@@ -76,6 +92,35 @@ FAMILIES: dict[str, Family] = {
             stop_tokens=("<|eot_id|>",),
         ),
         Family(
+            name="llada_moe",
+            model_types=("llada_moe", "lladamoe"),
+            architecture=None,
+            published_code="inclusionAI/LLaDA-MoE-7B-A1B-Instruct",
+            read_config=read_llada_moe_config,
+            config_for=llada_moe_config_for,
+            build=Decoder,
+            initialise=initialise_decoder,
+            lora_targets=r".*self_attn\.(q|k|v|o)_proj",
+            mask_tokens=("<|mask|>",),
+            stop_tokens=("<|role_end|>",),
+        ),
+        Family(
+            name="llada2",
+            model_types=("llada2_moe",),
+            architecture="LLaDA2MoeModelLM",
+            published_code="inclusionAI/LLaDA2.0-mini",
+            read_config=read_llada2_config,
+            config_for=llada2_config_for,
+            build=Decoder,
+            initialise=initialise_decoder,
+            lora_targets=(
+                r".*\.layers\.\d+\.(attention\.(query_key_value|dense)|"
+                r"mlp\.(shared_experts\.)?(gate|up|down)_proj)"
+            ),
+            mask_tokens=("<|mask|>",),
+            stop_tokens=("<|role_end|>",),
+        ),
+        Family(
             name="dream",
             model_types=("Dream",),
             architecture="DreamModel",
@@ -87,11 +132,12 @@ FAMILIES: dict[str, Family] = {
             lora_targets=_DECODER_TARGETS,
             mask_tokens=("<|mask|>",),
             stop_tokens=_QWEN_STOPS,
+            tokenizer_class="Qwen2Tokenizer",
         ),
         Family(
             name="sdar",
-            model_types=("sdar",),
-            architecture="SDARForCausalLM",
+            model_types=("sdar", "sdar_moe"),
+            architecture=None,
             published_code="JetLM/SDAR-8B-Chat",
             read_config=read_sdar_config,
             config_for=sdar_config_for,
@@ -100,6 +146,7 @@ FAMILIES: dict[str, Family] = {
             lora_targets=_DECODER_TARGETS,
             mask_tokens=("<|MASK|>", "<MASK>"),
             stop_tokens=_QWEN_STOPS,
+            tokenizer_class="Qwen2Tokenizer",
         ),
         Family(
             name="a2d",
@@ -113,6 +160,35 @@ FAMILIES: dict[str, Family] = {
             lora_targets=_DECODER_TARGETS,
             mask_tokens=("<|mask|>",),
             stop_tokens=(*_QWEN_STOPS, "<|eot_id|>", "<|end_of_text|>"),
+            tokenizer_class="Qwen2Tokenizer",
+        ),
+        Family(
+            name="mdlm",
+            model_types=("mdlm",),
+            architecture="MDLM",
+            published_code="kuleshov-group/mdlm-owt",
+            read_config=read_mdlm_config,
+            config_for=mdlm_config_for,
+            build=DiT,
+            initialise=initialise_dit,
+            lora_targets=_DIT_TARGETS,
+            mask_tokens=("<|mask|>",),
+            stop_tokens=("<|endoftext|>",),
+            tokenizer_class="GPT2Tokenizer",
+        ),
+        Family(
+            name="bd3lm",
+            model_types=("bd3lm",),
+            architecture="BD3LM",
+            published_code="kuleshov-group/bd3lm-owt-block_size4",
+            read_config=read_bd3lm_config,
+            config_for=bd3lm_config_for,
+            build=DiT,
+            initialise=initialise_dit,
+            lora_targets=_DIT_TARGETS,
+            mask_tokens=("<|mask|>",),
+            stop_tokens=("<|endoftext|>",),
+            tokenizer_class="GPT2Tokenizer",
         ),
     )
 }
@@ -133,6 +209,8 @@ def find_family(data: Mapping[str, Any], family: str, where: str) -> Family:
     """
     model_type = data.get("model_type")
     found = _BY_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
+    if found is FAMILIES["llada"] and "num_experts" in data:
+        found = FAMILIES["llada_moe"]  # published under LLaDA's own model_type
     if found is None:
         known = ", ".join(sorted(FAMILIES))
         raise ModelError(
@@ -157,11 +235,29 @@ def is_autoregressive(data: Mapping[str, Any]) -> bool:
     return data.get("model_type") in ARCHITECTURES and MARK not in data
 
 
-def parameter_shapes(family: Family, config: Config) -> dict[str, tuple[int, ...]]:
-    """Published tensor names and shapes, from a network without storage; a tied head has no entry."""
+def skeleton(family: Family, config: Config) -> nn.Module:
+    """The network without storage."""
     with torch.device("meta"):
-        module = family.build(config)
+        return family.build(config)
+
+
+def parameter_shapes(family: Family, config: Config) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of what is trained; a tied head has no entry."""
+    module = skeleton(family, config)
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """What is stored with the weights and never trained: a router's bias, rotary frequencies of a DiT."""
+    stored = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in stored}
+
+
+def tensor_shapes(family: Family, config: Config) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of all tensors that a checkpoint holds."""
+    module = skeleton(family, config)
+    tensors = {**dict(module.named_parameters()), **stored_buffers(module)}
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def parameter_count(data: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ from rl4dlm.models.weights import TensorHeader, read_headers
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 _TOKENIZER_CODE = ["tokenization*.py"]
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def find_folder(path: str | Path, *, weights: bool, trust_remote_code: bool = False) -> Path:
@@ -33,7 +33,7 @@ def find_folder(path: str | Path, *, weights: bool, trust_remote_code: bool = Fa
         return folder
     if folder.exists():
         raise ModelError(f"{path} is a file. Fix: give the folder that holds config.json.")
-    if not _HUB_NAME.fullmatch(str(path)) or str(path).startswith("."):
+    if not HUB_NAME.fullmatch(str(path)) or str(path).startswith("."):
         raise ModelError(f"{path}: no such folder. Fix: correct model.path.")
     patterns = _SMALL_FILES + (["*.safetensors"] if weights else [])
     return _snapshot(str(path), patterns + (_TOKENIZER_CODE if trust_remote_code else []))

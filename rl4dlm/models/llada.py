@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rl4dlm.models.llada_config import LLaDAConfig
 from rl4dlm.models.scoring import OutputHead
-from rl4dlm.types import AttentionLayout
+from rl4dlm.types import AttentionLayout, KeyValueStore
 
 
 class RMSNorm(nn.Module):
@@ -87,8 +87,9 @@ def key_mask_and_positions(input_ids: Tensor, attention_mask: Tensor | None) -> 
 class LLaDABlock(nn.Module):
     """One pre-norm layer: bidirectional attention, then a SwiGLU MLP. Module names are the published ones."""
 
-    def __init__(self, config: LLaDAConfig) -> None:
+    def __init__(self, config: LLaDAConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         width, kv_width = config.d_model, config.n_kv_heads * config.head_dim
         self.num_heads, self.num_kv_heads = config.n_heads, config.n_kv_heads
         self.attn_norm = RMSNorm(width, config.rms_norm_eps)
@@ -101,16 +102,27 @@ class LLaDABlock(nn.Module):
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        key_mask: Tensor | None,
+        cache: KeyValueStore | None = None,
+    ) -> Tensor:
         """`[rows, length, hidden]` to the same; see `rotary_tables` and `key_mask_and_positions`."""
-        x = x + self.attn_out(self._attention(self.attn_norm(x), cos, sin, key_mask))
+        x = x + self.attn_out(self._attention(self.attn_norm(x), cos, sin, key_mask, cache))
         normed = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
 
-    def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
+    def _attention(
+        self, x: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None, cache: KeyValueStore | None
+    ) -> Tensor:
         query = rotate(self._heads(self.q_proj(x), self.num_heads), cos, sin)
         key = rotate(self._heads(self.k_proj(x), self.num_kv_heads), cos, sin)
         value = self._heads(self.v_proj(x), self.num_kv_heads)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer)
         if self.num_kv_heads != self.num_heads:
             shared_by = self.num_heads // self.num_kv_heads
             key, value = (t.repeat_interleave(shared_by, dim=1) for t in (key, value))
@@ -133,13 +145,19 @@ class LLaDABackbone(nn.Module):
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.embedding_size, config.d_model),
-                "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
+                "blocks": nn.ModuleList(LLaDABlock(config, i) for i in range(config.n_layers)),
                 "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
                 "ff_out": OutputHead(config.d_model, config.embedding_size),
             }
         )
 
-    def forward(self, input_ids: Tensor, key_mask: Tensor | None, positions: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        key_mask: Tensor | None,
+        positions: Tensor,
+        cache: KeyValueStore | None = None,
+    ) -> Tensor:
         """The residual stream after the last block, before the final norm: `[rows, length, hidden]`."""
         cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
         x = self.transformer["wte"](input_ids)
@@ -148,14 +166,14 @@ class LLaDABackbone(nn.Module):
             if recompute:
                 x = checkpoint(block, x, cos, sin, key_mask, use_reentrant=False)
             else:
-                x = block(x, cos, sin, key_mask)
+                x = block(x, cos, sin, key_mask, cache)
         return x
 
 
 class LLaDA(nn.Module):
     """LLaDA with the call of `rl4dlm.types.Denoiser`: index i scores the token at position i.
 
-    Not covered: dropout (the published value is 0), key-value caches.
+    Not covered: dropout (the published value is 0); gradients through a key-value cache.
     """
 
     def __init__(self, config: LLaDAConfig) -> None:
@@ -173,6 +191,7 @@ class LLaDA(nn.Module):
         labels: Tensor | None = None,
         temperature: float = 1.0,
         layout: AttentionLayout | None = None,
+        cache: KeyValueStore | None = None,
     ) -> Tensor:
         """Logits, or log-probabilities of labels, at the selected positions.
 
@@ -185,6 +204,8 @@ class LLaDA(nn.Module):
             temperature: divides the logits before labels are scored; without labels it has no effect.
             layout: positions and attention in place of `attention_mask`'s; None: every real token sees every
                 other.
+            cache: keys and values of tokens that are not in `input_ids`; the layout's keys are what it
+                returns.
 
         Returns:
             float32 `[selected, vocab]` in row-major order (`[rows, length, vocab]` without `select`),
@@ -195,7 +216,7 @@ class LLaDA(nn.Module):
             key_mask, positions = key_mask_and_positions(input_ids, attention_mask)
         else:
             key_mask, positions = layout.visible()[:, None], layout.position
-        hidden = self.model(input_ids, key_mask, positions)
+        hidden = self.model(input_ids, key_mask, positions, cache)
         if select is not None:
             hidden = hidden[select]
             labels = None if labels is None else labels[select]

@@ -105,6 +105,10 @@ class LLaDAConfig:
         return self.mlp_hidden_size
 
     @property
+    def active_mlp_width(self) -> int:
+        return self.mlp_hidden_size
+
+    @property
     def max_position_embeddings(self) -> int:
         return self.max_sequence_length
 

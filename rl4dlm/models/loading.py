@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import ModelError
-from rl4dlm.models.conversion import add_mask_token, convert_tensors, converted, stored_shapes
-from rl4dlm.models.families import (
-    FAMILIES,
-    Config,
-    Family,
-    find_family,
-    is_autoregressive,
-    parameter_shapes,
-)
+from rl4dlm.models.families import FAMILIES, Config, Family
 from rl4dlm.models.folders import find_folder, headers_of
-from rl4dlm.models.weights import (
-    TensorHeader,
-    read_headers,
-    read_json,
-    require_same_tensors,
-    stream_tensors,
-)
-from rl4dlm.recipe.sections import ModelInit
+from rl4dlm.models.opening import open_folder
+from rl4dlm.models.quantise import Quantization, assemble_quantised, projections, require_quantisable
+from rl4dlm.models.weights import read_headers
+from rl4dlm.recipe.sections import ModelConfig, ModelInit
 from rl4dlm.types import Denoiser, DenoiserSpec
+
+Assemble = Callable[[Callable[[], nn.Module], Sequence[str], Callable[[str], Tensor]], nn.Module]
+"""Makes a network of: what builds it, the names of its tensors, and what reads one of them."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +59,10 @@ class ModelFacts:
     """Bytes of all tensors in their files; 0 for a model that has none."""
     dtype: str
     """The dtype that most bytes have: `bfloat16`, `float32`, ..."""
+    adapted_width: int = 0
+    """Inputs and outputs of all projections that adapters go on by default: LoRA trains r times as many."""
+    num_quantisable: int = 0
+    """Parameters of the projections that `model.quantization` quantises."""
 
 
 def load(
@@ -77,11 +73,14 @@ def load(
     device: str = "cpu",
     trust_remote_code: bool = False,
     block_length: int | None = None,
+    max_length: int | None = None,
+    quantization: Quantization = "none",
+    assemble: Assemble | None = None,
 ) -> LoadedModel:
     """Load a model in Hugging Face layout; its tensors must be exactly those that config.json asks for.
 
-    Names and shapes are checked from the files' headers before any weight is read; tensors are then streamed
-    one by one, so that memory holds the model once.
+    Names and shapes are checked from the files' headers before any weight is read; tensors are then read one
+    by one, so that memory holds the model once.
 
     Args:
         path: local folder, or `owner/name` on the hub.
@@ -92,25 +91,62 @@ def load(
         trust_remote_code: let the tokenizer run code of the folder. The model itself never does.
         block_length: of a checkpoint that is converted, None for full attention; of any other block-causal
             model it must be what config.json says, or None.
+        max_length: tokens that positions must reach beyond those of config.json, by NTK-scaled rotary angles;
+            None: as published.
+        quantization: of the layers' projections, by bitsandbytes on a GPU; such a model cannot be saved.
+        assemble: puts the tensors into the network in another way than whole on `device`.
 
     Raises:
         ModelError: anything is wrong with the folder, its configuration, tensors or tokenizer.
     """
+    require_quantisable(quantization, device)
     folder = find_folder(path, weights=True, trust_remote_code=trust_remote_code)
-    opened = _open(folder, family, block_length, trust_remote_code)
-    kind, config = opened.kind, opened.config
+    opened = open_folder(
+        folder,
+        family=family,
+        block_length=block_length,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+    )
     headers = read_headers(folder)
-    opened.require_bijection(headers)
-    tokenizer = opened.tokenizer or _read_tokenizer(folder, trust_remote_code)
-    spec = denoiser_spec(kind, config, tokenizer, str(folder))
-    with torch.device("meta"):
-        module = kind.build(config)
-    _assign(module, opened.convert(stream_tensors(headers, device=device, dtype=dtype)))
+    opened.require_tensors(headers)
+    tokenizer = opened.tokenizer()
+    spec = denoiser_spec(opened.kind, opened.config, tokenizer, str(folder))
+    reader = opened.reader(headers, device=device, dtype=dtype)
+    if quantization != "none":
+        assemble = assemble_quantised(quantization, device, dtype)
+    module = (assemble or assemble_whole)(lambda: opened.kind.build(opened.config), reader.names, reader.read)
     module.forbid(spec.forbidden_ids)
-    return LoadedModel(module.eval(), tokenizer, spec, kind.name, folder)
+    return LoadedModel(module.eval(), tokenizer, spec, opened.kind.name, folder)
 
 
-def inspect(path: str | Path, *, family: str = "auto", block_length: int | None = None) -> ModelFacts:
+def assemble_whole(
+    build: Callable[[], nn.Module], names: Sequence[str], read: Callable[[str], Tensor]
+) -> nn.Module:
+    """The network with every tensor as it is read, and no storage before that."""
+    with torch.device("meta"):
+        module = build()
+    for name in names:
+        set_tensor(module, name, read(name))
+    module.tie_weights()
+    return module
+
+
+def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replace a parameter or buffer without storage."""
+    owner, _, leaf = name.rpartition(".")
+    holder = module.get_submodule(owner)
+    setattr(holder, leaf, tensor if leaf in holder._buffers else nn.Parameter(tensor))
+
+
+def inspect(
+    path: str | Path,
+    *,
+    family: str = "auto",
+    trust_remote_code: bool = False,
+    block_length: int | None = None,
+    max_length: int | None = None,
+) -> ModelFacts:
     """Facts about a model folder from config.json and file headers, with the same errors as `load`.
 
     For a hub name only configuration and tokenizer files are downloaded. The tokenizer is opened only where a
@@ -119,21 +155,27 @@ def inspect(path: str | Path, *, family: str = "auto", block_length: int | None 
     Raises:
         ModelError: as `load`.
     """
-    folder = find_folder(path, weights=False)
-    opened = _open(folder, family, block_length, trust_remote_code=False)
+    folder = find_folder(path, weights=False, trust_remote_code=trust_remote_code)
+    opened = open_folder(
+        folder,
+        family=family,
+        block_length=block_length,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+    )
     headers = headers_of(path, folder)
-    opened.require_bijection(headers)
+    opened.require_tensors(headers)
     by_dtype: Counter[torch.dtype] = Counter()
     for header in headers.values():
         by_dtype[header.torch_dtype] += header.num_bytes
     dtype = by_dtype.most_common(1)[0][0]
-    return _facts(opened.kind, opened.config, bytes_on_disk=by_dtype.total(), dtype=dtype)
+    return _facts(opened.kind, opened.skeleton, bytes_on_disk=by_dtype.total(), dtype=dtype)
 
 
 def describe(loaded: LoadedModel) -> ModelFacts:
     """The same facts about a model in memory; `bytes_on_disk` is 0."""
     dtype = next(loaded.module.parameters()).dtype
-    return _facts(FAMILIES[loaded.family], loaded.module.config, bytes_on_disk=0, dtype=dtype)
+    return _facts(FAMILIES[loaded.family], loaded.module, bytes_on_disk=0, dtype=dtype)
 
 
 def load_tokenizer(
@@ -142,6 +184,7 @@ def load_tokenizer(
     family: str = "auto",
     trust_remote_code: bool = False,
     block_length: int | None = None,
+    max_length: int | None = None,
 ) -> tuple[PreTrainedTokenizerBase, DenoiserSpec]:
     """Tokenizer and special ids of a model folder, checked against each other, without its weights.
 
@@ -149,8 +192,14 @@ def load_tokenizer(
         ModelError: the tokenizer cannot be read or disagrees with config.json.
     """
     folder = find_folder(path, weights=False, trust_remote_code=trust_remote_code)
-    opened = _open(folder, family, block_length, trust_remote_code)
-    tokenizer = opened.tokenizer or _read_tokenizer(folder, trust_remote_code)
+    opened = open_folder(
+        folder,
+        family=family,
+        block_length=block_length,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+    )
+    tokenizer = opened.tokenizer()
     return tokenizer, denoiser_spec(opened.kind, opened.config, tokenizer, str(folder))
 
 
@@ -187,9 +236,8 @@ def create(
         block_length=block_length,
     )
     spec = denoiser_spec(kind, config, tokenizer, "model.init")
-    with torch.device("meta"):
-        module = kind.build(config)
-    module.to_empty(device="cpu").tie_weights()
+    with torch.random.fork_rng(devices=[]):
+        module = kind.build(config)  # torch's own initialisation, which is overwritten
     kind.initialise(module, torch.Generator().manual_seed(derive_seed(seed, "model-init")))
     module.forbid(spec.forbidden_ids)
     return LoadedModel(module.eval(), tokenizer, spec, kind.name, None)
@@ -253,90 +301,31 @@ def _require_mask_to_agree(
             )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A folder whose configuration was read; no weight was."""
-
-    folder: Path
-    kind: Family
-    config: Config
-    tokenizer: PreTrainedTokenizerBase | None = None
-    """Of a checkpoint that is converted, with its mask token."""
-    stored_rows: int = 0
-    """Rows of the matrices over the vocabulary in the files of a checkpoint that is converted."""
-
-    def require_bijection(self, headers: dict[str, TensorHeader]) -> None:
-        """The files hold exactly the network's tensors."""
-        expected = parameter_shapes(self.kind, self.config)
-        if self.tokenizer is not None:
-            expected = stored_shapes(expected, self.stored_rows)
-        found = {name: header.shape for name, header in headers.items()}
-        files = {"": str(self.folder), **{name: header.file for name, header in headers.items()}}
-        require_same_tensors(expected, found, files)
-
-    def convert(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
-        """The network's tensors, from those in the files."""
-        if self.tokenizer is None:
-            return tensors
-        config = self.config
-        return convert_tensors(tensors, rows=config.vocab_size, mask_id=config.mask_token_id)
+def options_of(model: ModelConfig) -> dict[str, Any]:
+    """What a recipe says about opening its model, for `load`, `inspect` and `load_tokenizer`."""
+    return {
+        "family": model.family,
+        "trust_remote_code": model.trust_remote_code,
+        "block_length": model.block_length,
+        "max_length": model.max_length,
+    }
 
 
-def _open(folder: Path, family: str, block_length: int | None, trust_remote_code: bool) -> _Opened:
-    file = folder / "config.json"
-    data = read_json(file)
-    kind = find_family(data, family, str(file))
-    if is_autoregressive(data):
-        tokenizer = _read_tokenizer(folder, trust_remote_code)
-        add_mask_token(tokenizer)
-        config = kind.read_config(converted(data, tokenizer, block_length), str(file))
-        return _Opened(folder, kind, config, tokenizer, data["vocab_size"])
-    config = kind.read_config(data, str(file))
-    if block_length not in (None, config.block_length):
-        raise ModelError(
-            f"{file}: the model's block length is {config.block_length}, and the recipe says "
-            f"model.block_length = {block_length}. Fix: leave model.block_length out, or use another folder."
-        )
-    return _Opened(folder, kind, config)
-
-
-def _read_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """tokenizer.json as it is; `AutoTokenizer` only on demand: it may ask on the terminal to run code."""
-    if not trust_remote_code and not (folder / "tokenizer.json").is_file():
-        raise ModelError(
-            f"{folder / 'tokenizer.json'} is missing. Fix: download the tokenizer files, or set "
-            "model.trust_remote_code=true if the tokenizer comes as code that you trust."
-        )
-    reader = AutoTokenizer if trust_remote_code else PreTrainedTokenizerFast
-    options = {"trust_remote_code": True} if trust_remote_code else {}
-    try:
-        return reader.from_pretrained(str(folder), local_files_only=True, **options)
-    except Exception as error:  # the tokenizers library raises bare Exception for broken files
-        raise ModelError(
-            f"{folder}: the tokenizer cannot be read ({type(error).__name__}: {error}). "
-            "Fix: download the tokenizer files again."
-        ) from error
-
-
-def _assign(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Replace parameters without storage by the given tensors."""
-    for name, tensor in tensors:
-        owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor))
-    module.tie_weights()
-
-
-def _facts(kind: Family, config: Config, *, bytes_on_disk: int, dtype: torch.dtype) -> ModelFacts:
+def _facts(kind: Family, module: nn.Module, *, bytes_on_disk: int, dtype: torch.dtype) -> ModelFacts:
+    config = module.config
+    adapted = [m for name, m in module.named_modules() if re.fullmatch(kind.lora_targets, name)]
     return ModelFacts(
         family=kind.name,
-        num_parameters=sum(math.prod(shape) for shape in parameter_shapes(kind, config).values()),
+        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
-        mlp_size=config.intermediate_size,
+        mlp_size=config.active_mlp_width,
         vocab_size=config.embedding_size,
         max_length=config.max_position_embeddings,
         bytes_on_disk=bytes_on_disk,
         dtype=str(dtype).removeprefix("torch."),
+        adapted_width=sum(part.in_features + part.out_features for part in adapted),
+        num_quantisable=sum(part.weight.numel() for part in projections(module).values()),
     )

@@ -11,17 +11,20 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import ModelError, SyncError
-from rl4dlm.models.families import FAMILIES
+from rl4dlm.models.families import FAMILIES, stored_buffers
 from rl4dlm.models.folders import new_folder
 from rl4dlm.models.scoring import OutputHead
 from rl4dlm.recipe.sections import LoraSettings
+
+if TYPE_CHECKING:
+    from rl4dlm.models.loading import LoadedModel
 
 
 def add_lora(module: nn.Module, settings: LoraSettings, family: str, *, seed: int = 0) -> nn.Module:
@@ -65,7 +68,9 @@ def _require_usable_targets(module: nn.Module, targets: str) -> None:
         ) from None
     matched = {name: part for name, part in module.named_modules() if pattern.fullmatch(name)}
     wrong = [
-        name for name, part in matched.items() if isinstance(part, OutputHead) or type(part) is not nn.Linear
+        name
+        for name, part in matched.items()
+        if isinstance(part, OutputHead) or not isinstance(part, nn.Linear)
     ]
     if wrong:
         raise ModelError(
@@ -144,10 +149,29 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
         for name, parameter in module.named_parameters()
         if not _is_adapter(name)
     }
+    state |= {_published_name(name): buffer.detach() for name, buffer in stored_buffers(module).items()}
     for path, layer in _adapted_layers(module):
         name = _published_name(f"{path}.weight")
         state[name] = _merge(layer, state[name])
     return state
+
+
+def merge_into(
+    loaded: LoadedModel, adapters: Mapping[str, Tensor], settings: LoraSettings
+) -> dict[str, Tensor]:
+    """Weights with adapters merged in that were trained on a quantised copy of the same model.
+
+    Args:
+        loaded: the model, not quantised; it is changed.
+        adapters: as `trainable_state` gives them.
+        settings: the adapters'.
+
+    Raises:
+        SyncError: the adapters are not of this model.
+    """
+    adapted = add_lora(loaded.module, settings, loaded.family)
+    load_trainable_state(adapted, adapters)
+    return merged_state_dict(adapted)
 
 
 def _published_name(name: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rl4dlm.models.families import FAMILIES, Family, parameter_shapes
+from rl4dlm.models.families import FAMILIES, Family, stored_buffers, tensor_shapes
 from rl4dlm.models.folders import new_folder
 from rl4dlm.models.loading import LoadedModel
 from rl4dlm.models.lora import merged_state_dict
@@ -47,9 +47,10 @@ def save(
     family = FAMILIES[config.family]
     tensors = dict(merged_state_dict(module) if state_dict is None else state_dict)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    require_same_tensors(parameter_shapes(family, config), shapes, {"": "state_dict"})
+    require_same_tensors(tensor_shapes(family, config), shapes, {"": "state_dict"})
     if dtype is not None:
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        exact = stored_buffers(module)
+        tensors = {name: t if name in exact else t.to(dtype) for name, t in tensors.items()}
     target = Path(folder).expanduser()
     with new_folder(target) as partial:
         write_shards(tensors, partial, max_shard_bytes=max_shard_bytes)

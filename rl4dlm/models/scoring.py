@@ -20,8 +20,8 @@ class OutputHead(nn.Linear):
     chunks a rank's rows need: gathers per chunk would differ between ranks and deadlock them.
     """
 
-    def __init__(self, hidden_size: int, vocab_rows: int) -> None:
-        super().__init__(hidden_size, vocab_rows, bias=False)
+    def __init__(self, hidden_size: int, vocab_rows: int, *, bias: bool = False) -> None:
+        super().__init__(hidden_size, vocab_rows, bias=bias)
         self.register_buffer("forbidden_ids", torch.empty(0, dtype=torch.long), persistent=False)
 
     def forbid(self, ids: Sequence[int]) -> None:
@@ -68,5 +68,5 @@ class OutputHead(nn.Linear):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """float32 `[..., vocab]`; cast before any softmax: over 100 k bfloat16 entries it is too coarse."""
-        logits = F.linear(hidden, self.weight).float()
+        logits = F.linear(hidden, self.weight, self.bias).float()
         return logits.index_fill_(-1, self.forbidden_ids, float("-inf"))

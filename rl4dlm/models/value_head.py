@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,27 +67,16 @@ class ValueModel(nn.Module):
 
 
 def load_value_model(
-    path: str | Path,
-    *,
-    family: str = "auto",
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    trust_remote_code: bool = False,
-    block_length: int | None = None,
+    path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any
 ) -> ValueModel:
     """A value model on a copy of a policy's backbone; all values are 0 until it is trained.
 
-    Args: as `load`.
+    Args:
+        path: local folder, or `owner/name` on the hub.
+        dtype, device: of all parameters.
+        options: other arguments of `load`, such as `options_of` gives.
 
     Raises:
         ModelError: as `load`.
     """
-    loaded = load(
-        path,
-        family=family,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        block_length=block_length,
-    )
-    return ValueModel(loaded.module)
+    return ValueModel(load(path, dtype=dtype, device=device, **options).module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -177,19 +177,41 @@ def require_same_tensors(
         )
 
 
-def stream_tensors(
-    headers: Mapping[str, TensorHeader], *, device: str, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """Read tensors one after the other, file by file, cast, in memory of their own (not the mapped file's).
+class TensorReader:
+    """Reads tensors one at a time, cast, in memory of their own (not the mapped file's).
 
-    Raises:
-        ModelError: a file cannot be read.
+    One file is open at a time: whoever reads in the order of `headers` opens each once.
+
+    Args:
+        headers: by name.
+        device, dtype: of the tensors.
+        exact: names that are read as float32 whatever `dtype` says.
     """
-    for file in dict.fromkeys(header.file for header in headers.values()):
+
+    def __init__(
+        self,
+        headers: Mapping[str, TensorHeader],
+        *,
+        device: str,
+        dtype: torch.dtype,
+        exact: Collection[str] = (),
+    ) -> None:
+        self.headers, self.device, self.dtype, self.exact = headers, device, dtype, exact
+        self._file: str | None = None
+        self._open: Any = None
+
+    def read(self, name: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            ModelError: its file cannot be read.
+        """
+        file = self.headers[name].file
         try:
-            with safe_open(file, framework="pt", device="cpu") as shard:
-                for name in (name for name, header in headers.items() if header.file == file):
-                    yield name, shard.get_tensor(name).to(device=device, dtype=dtype, copy=True)
+            if file != self._file:
+                self._file, self._open = file, safe_open(file, framework="pt", device="cpu")
+            dtype = torch.float32 if name in self.exact else self.dtype
+            return self._open.get_tensor(name).to(device=self.device, dtype=dtype, copy=True)
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from error
 

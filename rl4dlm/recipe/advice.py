@@ -75,3 +75,17 @@ def trajectories_follow_the_law(recipe: Recipe) -> Iterator[Finding]:
             "TraceRL does the same)",
             "set rollout.remasking to top_probability or random, whose law is exact",
         )
+
+
+@advice
+def trajectories_know_the_whole_vocabulary(recipe: Recipe) -> Iterator[Finding]:
+    rollout = recipe.rollout
+    cut = [f"rollout.top_p = {rollout.top_p}"] if rollout.top_p < 1 else []
+    cut += [f"rollout.top_k = {rollout.top_k}"] if rollout.top_k > 0 else []
+    if recipe.algorithm.scores_trajectories and rollout.temperature > 0 and cut:
+        yield (
+            "rollout.top_p" if rollout.top_p < 1 else "rollout.top_k",
+            f"{' and '.join(cut)}: what the cut leaves is not recorded, so the likelihoods of "
+            f"{recipe.algorithm.type} are those of an uncut sampler",
+            "set rollout.top_p to 1 and rollout.top_k to 0, and lower rollout.temperature",
+        )

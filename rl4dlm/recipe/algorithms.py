@@ -42,6 +42,11 @@ class Method(Config):
         """Whether the likelihood is that of the sampler's trajectory, so that the sampler's law matters."""
         return False
 
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether rollouts must hold what the sampler predicted at every masked position of every step."""
+        return False
+
 
 class Clipped(Method):
     """Methods with clipped ratios."""
@@ -72,12 +77,8 @@ class Referenced(Method):
         return self.beta > 0
 
 
-class TokenLevel(Clipped):
-    """Methods with one ratio per token."""
-
-    aggregation: Literal["token_mean", "seq_mean", "canvas"] = "token_mean"
-    """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
-    completions of each one's mean. `canvas`: the sum divided by completions times canvas length."""
+class Corrected(Clipped):
+    """Methods whose tokens can be weighed by how much likelier they are now than when they were drawn."""
 
     importance_correction: Literal["none", "truncated"] = "none"
     """`truncated`: weigh each token by min(p_trainer / p_sampler, importance_cap), where p_trainer replays
@@ -91,6 +92,14 @@ class TokenLevel(Clipped):
     def scores_trajectories(self) -> bool:
         """Importance weights replay trajectories."""
         return self.importance_correction != "none"
+
+
+class TokenLevel(Corrected):
+    """Methods with one ratio per token."""
+
+    aggregation: Literal["token_mean", "seq_mean", "canvas"] = "token_mean"
+    """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
+    completions of each one's mean. `canvas`: the sum divided by completions times canvas length."""
 
 
 class GDPOConfig(Clipped, Referenced):
@@ -148,6 +157,127 @@ class DiffuGRPOConfig(TokenLevel, Referenced):
 
     p_mask_prompt: float = Field(0.15, ge=0, lt=1)
     """Probability that a prompt token is hidden; 0: prompts are never masked."""
+
+
+class CoupledGRPOConfig(TokenLevel, Referenced):
+    """coupled-GRPO (DiffuCoder, arXiv:2506.20639): token log-probabilities from complementary masks."""
+
+    type: Literal["coupled_grpo"] = "coupled_grpo"
+
+    num_iterations: int = Field(2, ge=1)
+    """mu: passes over a batch of rollouts, each with masks of its own."""
+
+    epsilon: float = Field(0.5, gt=0)
+    """Clip below: ratios under 1 - epsilon earn no further gain."""
+
+    beta: float = Field(0.01, ge=0)
+    """Weight of the KL to the reference policy (the weights that training starts from); 0: none is kept."""
+
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """k2 = d^2/2 (its gradient is that of the KL), k3 = exp(-d) + d - 1, on differences of
+    log-probabilities."""
+
+    min_rate: float = Field(0.2, gt=0, lt=1)
+    """Smallest probability t that the first of the two complementary views hides a token."""
+
+    max_rate: float = Field(0.8, gt=0, lt=1)
+    """Largest; t is uniform between the two."""
+
+    calibrate: bool = False
+    """Divide the estimate by 1.5, the sum of a token's weights in the mean, so that it is a log-probability
+    where context does not matter. Released code: not."""
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """Everything hidden, a part, and the rest."""
+        return 3.0
+
+
+class UniGRPOConfig(TokenLevel, Referenced):
+    """UniGRPO (MMaDA, arXiv:2505.15809): one random mask per pass, at rates that the passes spread out."""
+
+    type: Literal["unigrpo"] = "unigrpo"
+
+    num_iterations: int = Field(4, ge=1)
+    """mu: passes over a batch of rollouts. Their mask rates go from a random first one to 1 in equal steps;
+    one pass alone has the random rate."""
+
+    beta: float = Field(0.01, ge=0)
+    """Weight of the KL to the reference policy (the weights that training starts from); 0: none is kept."""
+
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """k2 = d^2/2 (its gradient is that of the KL), k3 = exp(-d) + d - 1, on differences of
+    log-probabilities."""
+
+    scale_rewards: Literal["none", "group", "group_population", "batch"] = "group"
+    """`none`: advantage = reward - baseline. `group`: also divided by the group's sample standard deviation
+    (`group_population`: by the population's), `batch`: by that of all rewards of the update."""
+
+    aggregation: Literal["token_mean", "seq_mean", "canvas"] = "seq_mean"
+    """How tokens become one number; the masked ones stand for all. `token_mean`: every token of the step
+    alike. `seq_mean`: the mean over completions of each one's mean. `canvas`: the sum divided by completions
+    times canvas length."""
+
+
+class AGRPOConfig(TokenLevel, Referenced):
+    """AGRPO (arXiv:2510.04019): a few random steps of the recorded trajectory estimate its gradient."""
+
+    type: Literal["agrpo"] = "agrpo"
+
+    num_steps: int = Field(24, ge=1)
+    """M: steps of each trajectory that are evaluated per pass; shorter trajectories are evaluated whole."""
+
+    step_sampling: Literal["uniform", "surprisal"] = "uniform"
+    """`uniform`: every step alike. `surprisal`: half of the probability in proportion to -log p of what the
+    step drew (a one-sample estimate of its entropy), with weights that keep the mean."""
+
+    ratio_against: Literal["rollout", "update"] = "rollout"
+    """`rollout`: ratios to the log-probabilities that the sampler recorded (published; no forward for old
+    values). `update`: to those of the weights that the update begins with."""
+
+    aggregation: Literal["over_steps", "token_mean", "seq_mean", "canvas"] = "over_steps"
+    """How tokens become one number; the tokens of sampled steps stand for all. `over_steps` (published): the
+    mean over completions of the sum over tokens divided by the number of steps. `token_mean`: every token of
+    the update alike. `seq_mean`: the mean over completions of each one's mean. `canvas`: the sum divided by
+    completions times canvas length."""
+
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """k2 = d^2/2, k3 = exp(-d) + d - 1, on differences of log-probabilities; multiplied by the ratio."""
+
+    @property
+    def scores_trajectories(self) -> bool:
+        """It is."""
+        return True
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """M, or the steps of the sampler if they are fewer."""
+        return float(min(self.num_steps, rollout.diffusion_steps))
+
+
+class JustGRPOConfig(TokenLevel):
+    """JustGRPO (arXiv:2601.15165): rollouts and exact likelihoods in the order of reading."""
+
+    type: Literal["just_grpo"] = "just_grpo"
+
+    scale_rewards: Literal["none", "group", "group_population", "batch"] = "group"
+    """`none`: advantage = reward - baseline. `group`: also divided by the group's sample standard deviation
+    (`group_population`: by the population's), `batch`: by that of all rewards of the update."""
+
+    completion_scope: Literal["canvas", "until_eos"] = "canvas"
+    """Positions that count as the action: the whole canvas without the filler after an early stop, or up to
+    and including the first stop id."""
+
+    aggregation: Literal["token_mean", "seq_mean", "canvas"] = "canvas"
+    """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
+    completions of each one's mean. `canvas`: the sum divided by completions times canvas length."""
+
+    @property
+    def scores_trajectories(self) -> bool:
+        """It is."""
+        return True
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """One per token. Block-causal models need only as many as a block has."""
+        return float(rollout.max_completion_length)
 
 
 class ValueConfig(Config):
@@ -224,6 +354,45 @@ class TraceRLConfig(TokenLevel, Referenced):
         return float(-(-rollout.diffusion_steps // self.shrink))
 
 
+class ESPOConfig(Clipped, Referenced):
+    """ELBO-based Sequence-level Policy Optimization (ESPO, arXiv:2512.03759): sequence-level ratios of ELBO
+    estimates on pairs of complementary masks."""
+
+    type: Literal["espo"] = "espo"
+
+    num_masks: int = Field(2, ge=1)
+    """n_mc: masks drawn per completion and pass; each is evaluated with its complement, so forwards are twice
+    as many."""
+
+    epsilon: float = Field(4e-4, ge=0)
+    """Clip below: ratios under 1 - epsilon earn no further gain. Ratios are of log-likelihoods per token, so
+    even the published 4e-4 is reached within a few passes, and 0.2 hardly ever."""
+
+    ratio_level: Literal["sequence_norm", "sequence"] = "sequence_norm"
+    """`sequence_norm`: exp of the ELBO difference per token. `sequence`: exp of the difference."""
+
+    beta: float = Field(1e-3, ge=0)
+    """Weight of the KL to the reference policy (the weights that training starts from), taken on the ELBO
+    difference of whole completions and divided by their length; 0: no reference is kept. Published: 1e-3
+    (mathematics), 3e-3 (Countdown), 1e-2 (Sudoku, code)."""
+
+    kl_estimator: Literal["k1", "k2", "k3"] = "k2"
+    """k1 = d with a score-function correction, k2 = d^2/2, k3 = exp(-d) + d - 1, on differences of whole
+    sequences. The authors found k1 to collapse and k3 to spike."""
+
+    baseline: Literal["mean", "loo"] = "loo"
+    """What a reward is compared with: the mean of the group's others (leave one out, released code), or the
+    group's mean (paper), which makes advantages (G-1)/G times as large."""
+
+    completion_scope: Literal["canvas", "until_eos"] = "canvas"
+    """Positions that count as the action: the whole canvas without the filler after an early stop, or up to
+    and including the first stop id."""
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """Two per mask."""
+        return 2.0 * self.num_masks
+
+
 class PluginConfig(Method):
     """A method of your own: a class in a file or module; docs/methods.md has a worked example."""
 
@@ -243,7 +412,67 @@ class PluginConfig(Method):
         return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else path
 
 
+class MDPOConfig(Corrected, Referenced):
+    """Masked Diffusion Policy Optimization (MDPO, arXiv:2508.13148): every denoising step is rewarded by
+    verifying the whole answer it predicts."""
+
+    type: Literal["mdpo"] = "mdpo"
+
+    adv_kind: Literal["reward", "mean_future_incl", "diff", "diff_plus_future"] = "diff_plus_future"
+    """What a step is worth, before it is compared with the group's other completions at the same step:
+    `diff_plus_future` its improvement plus the mean reward of later steps, `diff` the improvement alone,
+    `mean_future_incl` the mean reward from it on, `reward` its own reward."""
+
+    sample_train_steps: int = Field(8, ge=1)
+    """K: steps of each prompt group that are trained on, those where the completions differ most. One model
+    input per completion and chosen step."""
+
+    reward_stride: int = Field(1, ge=1)
+    """Verify every n-th step and the last one; the others are not trained on. 1 verifies all."""
+
+    lambda_mode: Literal["inv_mask_frac", "none"] = "inv_mask_frac"
+    """`inv_mask_frac`: a step's policy term is multiplied by canvas length / masked positions, as in the
+    ELBO; late steps then weigh most. `none`: all steps alike."""
+
+    token_weights: Literal["confidence", "uniform"] = "confidence"
+    """Weight of a predicted token: the sampler's confidence in it (published), or 1."""
+
+    train_beyond_block: bool = True
+    """Train on predictions beyond the active block, too: the action is the whole prediction."""
+
+    beta: float = Field(0.02, ge=0)
+    """Weight of the KL to the reference policy (the weights that training starts from); 0: none is kept."""
+
+    completion_scope: Literal["canvas"] = "canvas"
+    """The action is every masked position of a visited state; there is nothing to choose."""
+
+    scale_rewards: Literal["none", "group", "group_population"] = "group"
+    """Divide a step's advantages by the group's sample standard deviation at that step (`group`), by the
+    population's (`group_population`), or not (`none`)."""
+
+    @property
+    def needs_predictions(self) -> bool:
+        """They are its actions."""
+        return True
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """K, or all steps that are verified where these are fewer."""
+        return float(
+            min(self.sample_train_steps, -(-(rollout.diffusion_steps - 1) // self.reward_stride) + 1)
+        )
+
+
 AlgorithmConfig = Annotated[
-    GDPOConfig | DiffuGRPOConfig | TraceRLConfig | PluginConfig, Field(discriminator="type")
+    AGRPOConfig
+    | CoupledGRPOConfig
+    | DiffuGRPOConfig
+    | ESPOConfig
+    | GDPOConfig
+    | JustGRPOConfig
+    | MDPOConfig
+    | TraceRLConfig
+    | UniGRPOConfig
+    | PluginConfig,
+    Field(discriminator="type"),
 ]
 """The union of all methods, discriminated by `type`."""

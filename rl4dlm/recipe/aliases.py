@@ -50,7 +50,7 @@ ALIASES: dict[str, tuple[str, str]] = {
     "diffusion_steps": ("d1", "rollout.diffusion_steps"),
     "block_length": ("d1", "rollout.block_length"),
     "remasking": ("d1", "rollout.remasking"),
-    "cfg_scale": ("d1", NO_KEY + "classifier-free guidance is 0 in training and not offered"),
+    "cfg_scale": ("d1", "rollout.cfg_scale (0 in training)"),
     "p_mask_prompt": ("d1", "algorithm.p_mask_prompt"),
     # verl
     "train_files": ("verl", "data.train"),

@@ -15,6 +15,7 @@ from rl4dlm.recipe.sections import (
     RewardConfig,
     RolloutConfig,
     RunConfig,
+    SentinelConfig,
     TrackingConfig,
     TrainerConfig,
     WarmStartConfig,
@@ -33,6 +34,7 @@ class Recipe(Config):
     trainer: TrainerConfig = TrainerConfig()
     cluster: ClusterConfig = ClusterConfig()
     eval: EvalConfig = EvalConfig()
+    sentinel: SentinelConfig = SentinelConfig()
     warm_start: WarmStartConfig | None = None
     tracking: TrackingConfig = TrackingConfig()
     run: RunConfig = RunConfig()

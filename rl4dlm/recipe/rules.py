@@ -61,21 +61,74 @@ def one_model_source(recipe: Recipe) -> Iterator[Finding]:
 
 @sft_rule
 @rule
+def a_model_from_scratch_is_as_long_as_it_is_made(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.model.init is not None and recipe.model.max_length is not None:
+        yield (
+            "model.max_length",
+            f"model.max_length = {recipe.model.max_length} scales the positions of a model that exists, and "
+            "model.init makes one",
+            "set model.init.max_sequence_length instead",
+        )
+
+
+@rule
+def quantised_weights_stay_as_they_are(recipe: Recipe) -> Iterator[Finding]:
+    quantization = recipe.model.quantization
+    if quantization == "none":
+        return
+    if recipe.trainer.lora is None:
+        yield (
+            "model.quantization",
+            f"model.quantization = {quantization}: quantised weights cannot be trained, and trainer.lora is "
+            "not set",
+            "set trainer.lora={r: 128}, or model.quantization=none",
+        )
+    if recipe.trainer.zero_stage == 3:
+        yield (
+            "trainer.zero_stage",
+            f"trainer.zero_stage = 3 cannot partition weights in model.quantization = {quantization}",
+            "set trainer.zero_stage=2: adapters are small",
+        )
+
+
+@rule
 def blocks_fit_the_family(recipe: Recipe) -> Iterator[Finding]:
     model = recipe.model
-    if model.family == "sdar" and model.init is not None and model.block_length is None:
+    published = {"sdar": 4, "llada2": 32, "bd3lm": 4}
+    if model.family in published and model.init is not None and model.block_length is None:
         yield (
             "model.block_length",
-            "model.family = sdar attends in blocks, and model.block_length is not set",
-            "set it (published: 4)",
+            f"model.family = {model.family} attends in blocks, and model.block_length is not set",
+            f"set it (published: {published[model.family]})",
         )
-    full = ("auto", "llada", "dream")
+    full = ("auto", "llada", "llada_moe", "dream", "mdlm")
     if model.block_length is not None and model.family in full and model.init is not None:
         yield (
             "model.block_length",
             f"model.block_length = {model.block_length}, but model.family = {model.family} attends to the "
             "whole sequence",
-            "leave it out, or use the family sdar or a2d",
+            "leave it out, or use a family that attends in blocks: sdar, llada2, bd3lm, a2d",
+        )
+
+
+@rule
+def experts_can_be_chosen(recipe: Recipe) -> Iterator[Finding]:
+    init, family = recipe.model.init, recipe.model.family
+    if init is None or family not in ("llada_moe", "llada2"):
+        return
+    if family == "llada2" and (init.num_experts % 2 or init.num_experts < 4):
+        yield (
+            "model.init.num_experts",
+            f"model.init.num_experts = {init.num_experts}: llada2 chooses from two groups of two or more",
+            "use an even number of at least 4",
+        )
+    most = init.num_experts // 2 if family == "llada2" else init.num_experts
+    if init.num_experts_per_tok > most:
+        yield (
+            "model.init.num_experts_per_tok",
+            f"model.init.num_experts_per_tok = {init.num_experts_per_tok} exceeds the {most} experts that "
+            f"{family} chooses from",
+            f"use {most} or less, or more experts",
         )
 
 
@@ -108,12 +161,21 @@ def char_tokenizer_has_characters(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def blocks_divide_the_canvas(recipe: Recipe) -> Iterator[Finding]:
-    rollout = recipe.rollout
-    length, block, steps = rollout.max_completion_length, rollout.block_length, rollout.diffusion_steps
+    yield from _unfit_blocks(recipe, "rollout.block_length", recipe.rollout.block_length)
+    for block in recipe.rollout.block_lengths or ():
+        yield from _unfit_blocks(recipe, "rollout.block_lengths", block)
+    tried = recipe.data.over_denoising
+    for block in (tried.block_lengths or ()) if tried is not None else ():
+        yield from _unfit_blocks(recipe, "data.over_denoising.block_lengths", block)
+
+
+def _unfit_blocks(recipe: Recipe, key: str, block: int) -> Iterator[Finding]:
+    """What does not fit about blocks of some length, set by `key`."""
+    length, steps = recipe.rollout.max_completion_length, recipe.rollout.diffusion_steps
     if length % block:
         yield (
-            "rollout.block_length",
-            f"rollout.block_length = {block} does not divide rollout.max_completion_length = {length}",
+            key,
+            f"{key} = {block} does not divide rollout.max_completion_length = {length}",
             f"use a divisor such as {divisors_near(block, length)}",
         )
         return
@@ -123,15 +185,51 @@ def blocks_divide_the_canvas(recipe: Recipe) -> Iterator[Finding]:
         yield (
             "rollout.diffusion_steps",
             f"rollout.diffusion_steps = {steps} cannot be shared equally by {blocks} blocks "
-            f"(rollout.max_completion_length / rollout.block_length)",
+            f"(rollout.max_completion_length / {key})",
             f"use a multiple of {blocks} such as {' or '.join(map(str, near))}",
         )
-    elif steps > length:
+    elif steps > length and key == "rollout.block_length":
         yield (
             "rollout.diffusion_steps",
             f"rollout.diffusion_steps = {steps} exceeds rollout.max_completion_length = {length}: "
             "a step commits at least one token",
             f"use {length} or less",
+        )
+
+
+# Samplers whose confidence in a position is no probability.
+_NO_PROBABILITY = (
+    "random",
+    "ar",
+    "neg_entropy",
+    "dream_origin",
+    "dream_entropy",
+    "entropy_bound",
+    "entropy_bound_cumsum",
+    "entropy_threshold",
+)
+
+
+@rule
+def confidences_are_weights(recipe: Recipe) -> Iterator[Finding]:
+    algorithm, remasking = recipe.algorithm, recipe.rollout.remasking
+    weighs = algorithm.type == "mdpo" and algorithm.token_weights == "confidence"
+    if weighs and remasking in _NO_PROBABILITY:
+        yield (
+            "rollout.remasking",
+            f"rollout.remasking = {remasking} has confidences that are no probabilities, and "
+            "algorithm.token_weights = confidence weighs predictions by them",
+            "set algorithm.token_weights: uniform, or use low_confidence or rcr",
+        )
+
+
+@rule
+def predictions_belong_to_states(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.rollout.record_predictions and not recipe.rollout.record_states:
+        yield (
+            "rollout.record_predictions",
+            "rollout.record_predictions = true, and rollout.record_states = false keeps no trajectories",
+            "set rollout.record_states: true",
         )
 
 
@@ -161,6 +259,7 @@ _READERS = {
         "dream_entropy",
     ),
     "rcr_update": ("rcr",),
+    "policy": ("learned",),
 }
 
 
@@ -318,6 +417,17 @@ def clip_range_is_a_range(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def rates_are_a_range(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if algorithm.type == "coupled_grpo" and algorithm.min_rate > algorithm.max_rate:
+        yield (
+            "algorithm.min_rate",
+            f"algorithm.min_rate = {algorithm.min_rate} exceeds algorithm.max_rate = {algorithm.max_rate}",
+            "swap or equal them",
+        )
+
+
+@rule
 def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
     algorithm = recipe.algorithm
     if algorithm.type == "tracerl" and algorithm.process_chunk is not None and algorithm.value is None:
@@ -326,6 +436,42 @@ def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
             f"algorithm.process_chunk = {algorithm.process_chunk} places rewards along the trace, and "
             "without algorithm.value no value model turns them into advantages",
             "add algorithm.value (an empty mapping takes its defaults), or leave process_chunk out",
+        )
+
+
+@rule
+def just_grpo_reads_from_left_to_right(recipe: Recipe) -> Iterator[Finding]:
+    rollout = recipe.rollout
+    if recipe.algorithm.type != "just_grpo":
+        return
+    if rollout.remasking != "ar" and rollout.block_length > 1:
+        yield (
+            "rollout.remasking",
+            f"rollout.remasking = {rollout.remasking}: just_grpo trains in the order of reading",
+            "set rollout.remasking to ar (or rollout.block_length to 1)",
+        )
+    if rollout.diffusion_steps != rollout.max_completion_length:
+        yield (
+            "rollout.diffusion_steps",
+            f"rollout.diffusion_steps = {rollout.diffusion_steps} commits several tokens per step, and "
+            "just_grpo wants each given all before it",
+            f"set it to {rollout.max_completion_length}, rollout.max_completion_length",
+        )
+
+
+@rule
+def a_ratio_against_the_rollout_is_corrected_already(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if (
+        algorithm.type == "agrpo"
+        and algorithm.ratio_against == "rollout"
+        and algorithm.importance_correction != "none"
+    ):
+        yield (
+            "algorithm.importance_correction",
+            f"algorithm.importance_correction = {algorithm.importance_correction} beside "
+            "algorithm.ratio_against = rollout counts the distance to the sampler twice",
+            "set algorithm.importance_correction to none, or algorithm.ratio_against to update",
         )
 
 

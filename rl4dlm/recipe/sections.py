@@ -52,6 +52,12 @@ class ModelInit(Config):
     rope_theta: float = Field(500000.0, gt=0)
     """Base of the rotary position angles."""
 
+    num_experts: int = Field(4, gt=0)
+    """Experts of a sparse layer, each as wide as `mlp_hidden_size`; `llada_moe` and `llada2` (even) alone."""
+
+    num_experts_per_tok: int = Field(2, gt=0)
+    """Experts that a token uses; at most `num_experts`, half of them in `llada2`."""
+
     tokenizer: TokenizerInit = TokenizerInit()
     """The tokenizer made with it."""
 
@@ -59,7 +65,7 @@ class ModelInit(Config):
 class ModelConfig(Config):
     """Which model is trained: a folder, a hub name, or one made from scratch."""
 
-    family: Literal["auto", "llada", "dream", "sdar", "a2d"] = "auto"
+    family: Literal["auto", "llada", "llada_moe", "llada2", "dream", "sdar", "a2d", "mdlm", "bd3lm"] = "auto"
     """Architecture; `auto` reads it from the folder's config.json, and is `llada` with `init`. `a2d`: a
     Qwen2, Qwen3 or Llama checkpoint as a diffusion model (to be trained as one first)."""
 
@@ -72,6 +78,14 @@ class ModelConfig(Config):
 
     init: ModelInit | None = None
     """Make a model from scratch. Exactly one of `path` and `init`."""
+
+    max_length: int | None = Field(None, gt=0)
+    """Longest prompt and completion together, tokens, where it is beyond what the model was made for: the
+    rotary angles are NTK-scaled (LongLLaDA), without training good to about six times. None: as published."""
+
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Projections in 8 bits (LLM.int8) or 4 (NF4, double quantisation) on trainers and rollout workers, by
+    bitsandbytes; needs GPUs, `trainer.lora` and `trainer.zero_stage` below 3."""
 
     trust_remote_code: bool = False
     """Let the tokenizer run code that comes with the model folder. The model itself never does."""
@@ -119,6 +133,21 @@ class Sudoku4Task(Config):
 TaskConfig = Annotated[SortTask | CountdownTask | Sudoku4Task, Field(discriminator="name")]
 
 
+class OverDenoisingFilter(Config):
+    """Train only on prompts whose answer is right at some step of a decode and wrong at its end (MDPO,
+    arXiv:2508.13148): found by decoding training prompts before the first update and verifying each step."""
+
+    num_prompts: int = Field(2048, gt=0)
+    """Training prompts that are tried, each once."""
+
+    temperature: float = Field(0.0, ge=0)
+    """Of these decodes; 0 is greedy (published; for Dream 0.1)."""
+
+    block_lengths: list[Annotated[int, Field(gt=0)]] | None = Field(None, min_length=1)
+    """Draw the block length of each decode from these (published: 32 and 512); None:
+    `rollout.block_length`."""
+
+
 class DataConfig(Config):
     """Where prompts come from: a procedural task, or a dataset read by `datasets`."""
 
@@ -164,6 +193,9 @@ class DataConfig(Config):
     shuffle: bool = True
     """Draw the rows of each epoch in a seeded random order."""
 
+    over_denoising: OverDenoisingFilter | None = None
+    """Train only on prompts that the model solves on the way and then spoils; None: on all."""
+
 
 class RolloutConfig(Config):
     """How completions are sampled."""
@@ -179,6 +211,10 @@ class RolloutConfig(Config):
 
     block_length: int = Field(32, gt=0)
     """Tokens denoised together, blocks from left to right; must divide `max_completion_length`."""
+
+    block_lengths: list[Annotated[int, Field(gt=0)]] | None = Field(None, min_length=1)
+    """Draw the block length of each prompt's completions from these, anew in every update (MDPO: 128 and
+    512); each must fit as `block_length` must. None: always `block_length`, which evaluation uses anyhow."""
 
     diffusion_steps: int = Field(128, gt=0)
     """Denoising steps per completion; the number of blocks must divide it. At most one step per token."""
@@ -204,12 +240,17 @@ class RolloutConfig(Config):
         "entropy_bound_cumsum",
         "entropy_threshold",
         "rcr",
+        "saber",
+        "ccd",
+        "ccd_ds",
+        "learned",
     ] = "low_confidence"
     """Which positions a step commits. `low_confidence` (LLaDA: the highest probability of the drawn token),
     `top_probability` (the highest top probability, chosen before drawing: the exact law), `random`, `ar`
     (left to right), `margin`, `neg_entropy`; Dream's four; `dynamic` (SDAR, TraDo), `threshold` and `factor`
     (Fast-dLLM), `entropy_bound` (EB-Sampler), `entropy_bound_cumsum` (SDAR), `entropy_threshold` (dParallel):
-    as many as the model is sure of; `rcr` (MDPO: takes tokens back). docs/sampling.md compares them."""
+    as many as the model is sure of; `rcr` (MDPO) and `saber`: take tokens back; `ccd`, `ccd_ds`: what several
+    steps agree on; `learned`: a policy network decides. docs/sampling.md compares them."""
 
     confidence_from: Literal["raw", "tempered", "filtered"] = "raw"
     """Distribution whose probability is the confidence: temperature 1 (LLaDA, d1), the sampling temperature,
@@ -240,6 +281,42 @@ class RolloutConfig(Config):
     """Which confidence `rcr` keeps of a position that it wrote several times: the newest (released code), the
     largest or the smallest."""
 
+    policy: str = ""
+    """Name under which the policy of `remasking: learned` is registered."""
+
+    early_commit: Literal["none", "prophet", "sched_linear", "sched_cosine", "sched_exp"] = "none"
+    """Write all remaining tokens at once when the model has made up its mind: the mean gap of its two largest
+    logits exceeds a threshold that falls with the steps. `prophet`: over `answer_region`, in three stages;
+    `sched_...` (SchED): over all masks, along a line, half a cosine or an exponential. Goes with every
+    sampler; for evaluation rather than RL, since these tokens have no log-probability of their own."""
+
+    early_commit_high: float = Field(7.5, gt=0)
+    """Gap asked for at the first step, logit units."""
+
+    early_commit_low: float = Field(2.5, ge=0)
+    """Gap asked for at the last steps, logit units."""
+
+    answer_region: tuple[int, int] | None = None
+    """Canvas positions, from the first up to but not including the second, that hold the answer; only for
+    `early_commit: prophet`."""
+
+    cfg_scale: float = Field(0.0, ge=0)
+    """Classifier-free guidance away from the logits without the prompt, LLaDA's `cfg_scale`; 0 is off. Twice
+    the forwards; training ratios know nothing of it."""
+
+    draft_steps: int = Field(0, ge=0)
+    """FreeDave: denoising steps guessed and verified in one forward; 0 is off. The samples are the same, with
+    fewer forwards of more rows: for small batches on a GPU. For samplers that go by a schedule."""
+
+    cache: Literal["none", "block", "prefix", "dual", "dkv_decode", "dkv_greedy", "free"] = "none"
+    """Keys and values kept between steps. `block`: exact, for block-causal models. Approximate, for full
+    attention: `prefix` and `dual` (Fast-dLLM), `dkv_decode`, `dkv_greedy` (dKV-Cache; greedy needs `random`,
+    `ar` or `dream_origin`), `free` (FreeCache). Under an approximate cache `replay/logprob_abs_diff` is not
+    0."""
+
+    cache_refresh: int = Field(0, ge=0)
+    """Steps of a block after which an approximate cache is computed anew; 0: at block starts only."""
+
     eos_policy: Literal["none", "block_eos"] = "block_eos"
     """`block_eos`: once a finished block holds a stop id, fill the rest with end-of-text and stop. `none`:
     denoise the whole canvas."""
@@ -249,6 +326,10 @@ class RolloutConfig(Config):
 
     record_states: bool = True
     """Keep step maps and log-probabilities of every rollout in the run's parquet files."""
+
+    record_predictions: bool = False
+    """Keep there, too, what the sampler would have written at every masked position of every step: 12 bytes
+    per masked position and step. Methods that train on it (`mdpo`) get it either way."""
 
 
 class RewardFunction(Config):
@@ -360,7 +441,8 @@ class TrainerConfig(Config):
     """Updates between checkpoints; the last update is always saved."""
 
     save_total_limit: int = Field(2, ge=1)
-    """Complete checkpoints kept."""
+    """Complete checkpoints kept. With `sentinel.enabled` the newest one whose weights are known to be good
+    stays besides, so that at least two are there."""
 
 
 class ClusterConfig(Config):
@@ -427,6 +509,35 @@ class EvalConfig(Config):
 
     temperature: float = Field(1.0, gt=0)
     """Temperature of those samples; the greedy pass has 0."""
+
+
+class SentinelConfig(Config):
+    """When a run that falls apart is stopped; the last good checkpoint stays. Thresholds compare the mean of
+    the last `window` updates with the run's own beginning, or with its best window for the reward; all but
+    `reward_drop` count only while less than four fifths of the best reward are left."""
+
+    enabled: bool = True
+    """False: nothing but values that are not finite stops the run."""
+
+    window: int = Field(5, ge=1)
+    """Updates that are averaged."""
+
+    reward_drop: float | None = Field(0.5, gt=0, le=1)
+    """Largest share of the best reward that may be lost, counted from the lowest reward of any completion.
+    The loss must also stand out from the noise of the means by five standard errors. None: not watched."""
+
+    repetition_rise: float | None = Field(0.3, gt=0, le=1)
+    """Largest rise of `completions/repetition`; None: not watched."""
+
+    text_left: float | None = Field(0.1, gt=0, lt=1)
+    """Smallest share of the initial text (canvas before the first stop id) that must be left; None: not
+    watched."""
+
+    entropy_left: float | None = Field(0.02, gt=0, lt=1)
+    """Smallest share of the initial `entropy` that must be left; None: not watched."""
+
+    entropy_rise: float | None = Field(1.0, gt=0)
+    """Largest rise of `entropy`, nats per token; None: not watched."""
 
 
 class WarmStartConfig(Config):

@@ -21,7 +21,7 @@ from typing import Any
 from rl4dlm.errors import PluginError
 from rl4dlm.reward.calling import LoadedReward, WrongLength, explain
 from rl4dlm.reward.channel import read_message, write_message
-from rl4dlm.reward.loading import import_plugin, load_function, prepare
+from rl4dlm.reward.loading import import_plugin, load_function, needed_seconds, prepare
 
 _PR_SET_PDEATHSIG = 1
 
@@ -98,6 +98,7 @@ class Server:
             "style": loaded.style,
             "needs_trajectory": loaded.needs_trajectory,
             "reads_answer": loaded.style == "trl" and "answer" in loaded.parameters,
+            "needs_s": needed_seconds(resolved, kwargs),
         }
 
     def _score(self, key: int, call: Any) -> dict[str, Any]:

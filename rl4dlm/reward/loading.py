@@ -17,6 +17,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "rl4dlm.rewards"
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+MAX_CHUNK = 16
+"""Samples that a function is given at once."""
 LIST_HINT = "`rl4dlm rewards ls` lists the built-in ones."
 
 
@@ -98,8 +101,13 @@ def load_function(path: str | Resolved, kwargs: Mapping[str, Any] | None = None)
             function, or its signature is neither TRL's nor verl's.
     """
     resolved = resolve(path) if isinstance(path, str) else path
-    function = _pick(import_plugin(resolved), resolved)
-    return understand(function, resolved.name, resolved.path, kwargs or {})
+    module = import_plugin(resolved)
+    loaded = understand(_pick(module, resolved), resolved.name, resolved.path, kwargs or {})
+    if resolved.kind == "builtin" and not hasattr(module, "PREPARE"):
+        # It takes any column, and no setting but those it names.
+        for key in loaded.kwargs.keys() - set(loaded.parameters):
+            raise PluginError(f"{resolved.path}: unknown kwargs key {key}; it has no such setting.")
+    return loaded
 
 
 def import_plugin(resolved: Resolved) -> ModuleType:
@@ -136,6 +144,31 @@ def prepare(resolved: Resolved, kwargs: Mapping[str, Any]) -> None:
             f"{resolved.path}: the reward function cannot be prepared: {explain(error, resolved.location)}.\n"
             "Fix: mend its kwargs (reward.functions: [{path: ..., kwargs: {...}}]), or what they name."
         ) from None
+
+
+def needed_seconds(resolved: Resolved, kwargs: Mapping[str, Any]) -> list[float]:
+    """What `NEEDS_S(count, **kwargs)` of an imported plug-in says of calls with 1, 2, ... `MAX_CHUNK`
+    completions, seconds: a function that keeps deadlines of its own is not interrupted before. Empty where it
+    says nothing.
+
+    Raises:
+        PluginError: it raised, or gave no finite number.
+    """
+    hook = getattr(import_plugin(resolved), "NEEDS_S", None)
+    if hook is None:
+        return []
+    try:
+        seconds = [float(hook(count, **kwargs)) for count in range(1, MAX_CHUNK + 1)]
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"{resolved.path}: NEEDS_S fails: {explain(error, resolved.location)}.\n"
+            "Fix: mend it; it gets the number of completions and the kwargs, and returns seconds."
+        ) from None
+    if not all(math.isfinite(value) for value in seconds):
+        raise PluginError(
+            f"{resolved.path}: NEEDS_S gave {seconds[0]:g} seconds.\nFix: return a finite number."
+        )
+    return seconds
 
 
 def list_rewards() -> list[RewardInfo]:

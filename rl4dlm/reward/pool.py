@@ -16,12 +16,11 @@ from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import RewardEntry, entries_of
 from rl4dlm.reward.gold import check_declared, check_undeclared, gold_completion
+from rl4dlm.reward.loading import MAX_CHUNK
 from rl4dlm.reward.runner import LOAD_TIMEOUT_S, Attempt, Runner
 from rl4dlm.reward.scores import Outcome, combine
 from rl4dlm.types import Prompt, Scores
 
-MAX_CHUNK = 16
-"""Samples that a function is given at once."""
 MAX_CULPRITS = 8
 """Per function and batch, as many full deadlines are waited for to find the samples that are to blame."""
 
@@ -31,7 +30,8 @@ class RewardPool:
 
     A function is given chunks of up to `MAX_CHUNK` consecutive samples. A chunk that raises, exits, returns
     the wrong number of rewards or does not answer within `timeout_s` is tried again sample by sample, each
-    with `timeout_s` of its own, so that only the culprits fail. A function whose chunk was merely slow, no
+    with `timeout_s` of its own, so that only the culprits fail. A plug-in that keeps deadlines of its own
+    (`NEEDS_S`) is given the time that it needs for them. A function whose chunk was merely slow, no
     sample being to blame, has `timeout_s` per sample for whole chunks from then on.
 
     The total is bounded: once a batch has spent `MAX_CULPRITS * timeout_s` on samples of one function that

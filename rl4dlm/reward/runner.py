@@ -59,7 +59,8 @@ class Runner:
         """Have the process import function `index`, unless it has already.
 
         Returns:
-            `style`, `needs_trajectory` and `reads_answer` (it names the column `answer`) of the function.
+            `style`, `needs_trajectory`, `reads_answer` (it names the column `answer`) and `needs_s` (seconds
+            by number of completions) of the function.
 
         Raises:
             PluginError: it cannot be imported or called, or importing it hangs or ends the process.
@@ -89,11 +90,18 @@ class Runner:
         return reply
 
     def attempt(self, index: int, call: Call, timeout_s: float) -> Attempt:
-        """Call function `index` once; never raises for what the function does."""
+        """Call function `index` once; never raises for what the function does.
+
+        Args:
+            timeout_s: deadline, seconds; later where the plug-in needs more for deadlines of its own.
+        """
         try:
-            self.load(index)
+            needs_s = self.load(index)["needs_s"]
         except PluginError as error:
             return Attempt(kind="raised", message=str(error), loaded=False)
+        if needs_s and call.completions:
+            chunks, rest = divmod(len(call.completions) - 1, len(needs_s))
+            timeout_s = max(timeout_s, chunks * needs_s[-1] + needs_s[rest])
         start = time.monotonic()
         try:
             reply = self.process.request("score", index, call, timeout_s=timeout_s)

@@ -1,4 +1,4 @@
-"""The jail of the `code` reward, for those in the package who ask about it: `doctor`, checks before a start.
+"""The jail of the `code` reward, for those in the package who ask about it, as `doctor` does.
 
 The jail itself is the folder `code_jail` beside the shipped reward functions. It lies there and not here,
 because those functions need nothing from this package; this module loads that one implementation by its path.
@@ -49,18 +49,3 @@ def layers() -> dict[str, str]:
     if sys.platform != "linux":
         return {"jail": f"off: needs Linux, this is {sys.platform}"}
     return jail().layers()
-
-
-def check_jail() -> None:
-    """Refuse a machine without a jail, before a run that needs one starts.
-
-    Raises:
-        PluginError: no jail can be set up here; names the layers and what to do.
-    """
-    package = jail()
-    try:
-        package.require()
-    except package.JailError as error:
-        raise PluginError(
-            f"{error}\nIn a recipe that is {{path: code, kwargs: {{allow_unprotected: true}}}}."
-        ) from None

@@ -57,12 +57,14 @@ def combine(count: int, weights: Mapping[str, float], outcomes: Sequence[Outcome
     components: dict[str, np.ndarray] = {name: np.full(count, np.nan, np.float32) for name in weights}
     failed: np.ndarray = np.zeros(count, bool)
     errors: Counter[str] = Counter()
+    kinds: dict[int, str] = {}
     logged: dict[str, list[float]] = {}
     for outcome in outcomes:
         for row, value in outcome.values.items():
             components[outcome.name][row] = np.nan if value is None else value
         failed[list(outcome.failures)] = True
         errors.update(outcome.failures.values())
+        kinds = outcome.failures | kinds
         for name, value in outcome.metrics:
             logged.setdefault(name, []).append(value)
     stacked = np.stack([components[name] for name in weights]).astype(np.float64)  # [functions, batch]
@@ -75,6 +77,7 @@ def combine(count: int, weights: Mapping[str, float], outcomes: Sequence[Outcome
         failed=failed,
         messages=_first_distinct([message for outcome in outcomes for message in outcome.messages]),
         logged={name: float(np.mean(values)) for name, values in logged.items()},
+        kinds=kinds,
     )
 
 
@@ -87,8 +90,12 @@ def merge(parts: Sequence[Scores]) -> Scores:
     if not parts:
         raise ValueError("there are no scores to merge")
     errors: Counter[str] = Counter()
+    kinds: dict[int, str] = {}
+    start = 0
     for part in parts:
         errors.update(part.errors)
+        kinds |= {start + row: kind for row, kind in part.kinds.items()}
+        start += len(part.reward)
     return Scores(
         reward=np.concatenate([part.reward for part in parts]),
         components={
@@ -98,6 +105,7 @@ def merge(parts: Sequence[Scores]) -> Scores:
         failed=np.concatenate([part.failed for part in parts]),
         messages=_first_distinct([message for part in parts for message in part.messages]),
         logged=_average_logged(parts),
+        kinds=kinds,
     )
 
 

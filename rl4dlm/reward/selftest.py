@@ -15,11 +15,13 @@ from typing import Any
 from rl4dlm.errors import PluginError
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import RewardEntry
-from rl4dlm.reward.gold import gold_completion
+from rl4dlm.reward.gold import FULL_MARKS, LAYOUTS, gold_completion
 from rl4dlm.reward.loading import resolve
 from rl4dlm.reward.runner import Attempt, Runner
 
 MAX_EXAMPLES = 32
+_PROMPTS = ("prompt", "question", "problem", "text")
+"""Columns in which data sets keep the prompt."""
 
 HOSTILE: Mapping[str, str] = {
     "empty": "",
@@ -77,6 +79,9 @@ class _Example:
     prompt: Any
     completion: str | None
     columns: Mapping[str, Any]
+    trajectory: Mapping[str, Any] | None = None
+    declared: bool = False
+    """The completion is what `GOLD` says, which earns at least 1 (elsewhere the best gold answer is full)."""
 
 
 def selftest(
@@ -92,8 +97,9 @@ def selftest(
     Args:
         path: as in a recipe.
         rows: rows of a dataset; the gold answer is their column `completion`, else what `GOLD` of the plug-in
-            says, else `answer`. None: the `EXAMPLES` of the plug-in, a list of {"prompt", "completion",
-            "columns"}. The first 32 are used.
+            says, else `answer` in the layout, of the usual ones, that scores best; the prompt is `prompt`,
+            else `question`, `problem` or `text`. None: the `EXAMPLES` of the plug-in, a list of {"prompt",
+            "completion", "columns"}. The first 32 are used.
         kwargs: settings, as in a recipe.
         timeout_s: deadline per call, seconds.
         show_output: pass on what the plug-in prints, to stderr.
@@ -105,15 +111,21 @@ def selftest(
     runner = Runner([RewardEntry(resolved.name, resolved, dict(kwargs or {}), 1.0)], show_output=show_output)
     try:
         facts = runner.load(0)
-        if facts["needs_trajectory"]:
-            raise PluginError(f"{path}: it needs the record of a rollout and can only be tried in a run.")
-        examples = _examples(runner.examples(0) if rows is None else rows, path, runner)
+        examples = _examples(runner.examples(0) if rows is None else rows, path, runner, timeout_s)
+        if facts["needs_trajectory"] and not all(example.trajectory for example in examples):
+            raise PluginError(
+                f"{path}: it needs the record of a rollout, and an example has none.\n"
+                'Fix: give each of EXAMPLES a "trajectory": {"completion_ids": [...], "step_map": [...], '
+                '"num_steps": ...}.'
+            )
         return _Trial(path, runner, examples, timeout_s).report(facts["style"])
     finally:
         runner.process.stop()
 
 
-def _examples(rows: Sequence[Mapping[str, Any]], path: str, runner: Runner) -> list[_Example]:
+def _examples(
+    rows: Sequence[Mapping[str, Any]], path: str, runner: Runner, timeout_s: float
+) -> list[_Example]:
     if not rows:
         raise PluginError(
             f"{path}: there is nothing to try it on: its module has no EXAMPLES.\n"
@@ -122,11 +134,38 @@ def _examples(rows: Sequence[Mapping[str, Any]], path: str, runner: Runner) -> l
     examples = []
     for row in rows[:MAX_EXAMPLES]:
         columns = dict(row["columns"]) if isinstance(row.get("columns"), Mapping) else dict(row)
-        completion = row.get("completion")
+        prompt = next((row[name] for name in _PROMPTS if row.get(name) is not None), "")
+        example = _Example(prompt, row.get("completion"), columns, row.get("trajectory"))
         if "completion" not in row:
-            completion = gold_completion(runner.gold(0, columns), columns)
-        examples.append(_Example(row.get("prompt", ""), completion, columns))
+            gold = runner.gold(0, columns)
+            text = gold_completion(gold, columns)
+            example = replace(example, completion=text, declared=gold.declared)
+            if not gold.declared and text is not None:
+                example = _best_layout(example, runner, timeout_s)
+        examples.append(example)
     return examples
+
+
+def _best_layout(example: _Example, runner: Runner, timeout_s: float) -> _Example:
+    """The reference answer as a completion, in the first of the usual layouts that earns most."""
+    tried = [replace(example, completion=layout.format(example.completion)) for layout in LAYOUTS]
+    scores = [_score(runner.attempt(0, _call_of([one]), timeout_s)) for one in tried]
+    return max(zip(tried, scores, strict=True), key=lambda pair: -math.inf if pair[1] is None else pair[1])[0]
+
+
+def _call_of(examples: Sequence[_Example]) -> Call:
+    names = dict.fromkeys(name for example in examples for name in example.columns)
+    return Call(
+        prompts=[example.prompt for example in examples],
+        completions=[example.completion or "" for example in examples],
+        columns={name: [example.columns.get(name) for example in examples] for name in names},
+        trajectories=_trajectories(examples),
+    )
+
+
+def _trajectories(examples: Sequence[_Example]) -> list[Mapping[str, Any]] | None:
+    given = [example.trajectory for example in examples if example.trajectory is not None]
+    return given if len(given) == len(examples) else None
 
 
 class _Trial:
@@ -158,7 +197,7 @@ class _Trial:
         wrong = [
             f"{example.completion!r:.60} got {_shown(attempt)}"
             for example, attempt in zip(self.gold, attempts, strict=True)
-            if attempt.kind is not None or (_score(attempt) is not None and _score(attempt) != full)
+            if not _is_full(example, attempt, full)
         ]
         if full <= 0:
             wrong = [f"the best of them got {full:g}"]
@@ -213,16 +252,18 @@ class _Trial:
         return sum(score is not None and score >= full for score in scores) / max(1, len(scores))
 
     def call(self, examples: Sequence[_Example], timeout_s: float | None = None) -> Attempt:
-        names = dict.fromkeys(name for example in examples for name in example.columns)
-        call = Call(
-            prompts=[example.prompt for example in examples],
-            completions=[example.completion or "" for example in examples],
-            columns={name: [example.columns.get(name) for example in examples] for name in names},
-        )
-        attempt = self.runner.attempt(0, call, timeout_s or self.timeout_s)
+        attempt = self.runner.attempt(0, _call_of(examples), timeout_s or self.timeout_s)
         if any(value is not None and not math.isfinite(value) for value in attempt.values):
             return replace(attempt, kind="not_finite", message=f"returned {attempt.values[0]}")
         return attempt
+
+
+def _is_full(example: _Example, attempt: Attempt, full: float) -> bool:
+    """A gold answer earned full marks, or None where the row is another task's."""
+    if attempt.kind is not None:
+        return False
+    score = _score(attempt)
+    return score is None or (score == full and (score >= FULL_MARKS or not example.declared))
 
 
 def _shuffled(example: _Example) -> _Example:

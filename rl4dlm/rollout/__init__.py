@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from rl4dlm.rollout.caches import CACHES
 from rl4dlm.rollout.engine import Engine, StepView
+from rl4dlm.rollout.fit import check_sampler, sampler_notes
 from rl4dlm.rollout.record import (
     check_trace,
     commits_of,
@@ -14,17 +16,21 @@ from rl4dlm.rollout.record import (
     write_parquet,
 )
 from rl4dlm.rollout.reference import generate_reference
-from rl4dlm.rollout.request import Request
+from rl4dlm.rollout.request import Request, mix_block_lengths
 
 __all__ = [
+    "CACHES",
     "Engine",
     "Request",
     "StepView",
+    "check_sampler",
     "check_trace",
     "commits_of",
     "from_table",
     "generate_reference",
+    "mix_block_lengths",
     "prediction_at",
+    "sampler_notes",
     "state_before",
     "step_prediction",
     "to_table",

@@ -8,10 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from rl4dlm.decoding import SamplerSpec, completion_length
-from rl4dlm.rollout.journal import RowJournal, pack_events, pack_predictions
+from rl4dlm.rollout.journal import RowJournal, pack_actions, pack_events, pack_predictions
 from rl4dlm.rollout.request import Request
 from rl4dlm.rollout.slots import RawRow
-from rl4dlm.types import EOS_FILLER, FILL, STOP_EOS, STOP_LENGTH, DenoiserSpec, Events, Rollout, Trace
+from rl4dlm.types import (
+    EARLY_COMMIT,
+    EOS_FILLER,
+    FILL,
+    STOP_EARLY_COMMIT,
+    STOP_EOS,
+    STOP_LENGTH,
+    DenoiserSpec,
+    Events,
+    Rollout,
+    Trace,
+)
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids -> text without special tokens."""
@@ -30,7 +41,6 @@ class Finisher:
         filler = row.canvas == self.model.mask_id
         tokens = np.where(filler, self.model.eos_id, row.canvas).astype(np.int32)
         length, stopped = completion_length(tokens, self.model.stop_ids)
-        query_tokens = len(request.prompt_ids) + sampler.gen_len
         return Rollout(
             prompt_uid=request.prompt_uid,
             sample=request.sample,
@@ -38,10 +48,10 @@ class Finisher:
             prompt_ids=np.asarray(request.prompt_ids, dtype=np.int32),
             completion_ids=tokens,
             completion_len=length,
-            stop_reason=STOP_EOS if stopped else STOP_LENGTH,
+            stop_reason=_stop_reason(row, stopped),
             num_steps=row.num_steps,
-            num_forwards=row.num_steps,
-            token_forwards=row.num_steps * query_tokens,
+            num_forwards=row.forwards,
+            token_forwards=row.tokens,
             policy_version=self.policy_version,
             spec_hash=sampler.hash(),
             trace=self._trace(row, filler, sampler, journal),
@@ -60,6 +70,7 @@ class Finisher:
             step_masked=row.step_masked[: row.num_steps].astype(np.int32),
             predictions=pack_predictions(journal.predictions) if sampler.record_predictions else None,
             events=self._events(journal, filler) if sampler.strategy.revises else None,
+            actions=pack_actions(journal.actions) if journal.actions else None,
         )
 
     def _events(self, journal: RowJournal, filler: np.ndarray) -> Events:
@@ -71,3 +82,9 @@ class Finisher:
             np.zeros(len(where)),
         )
         return pack_events([*journal.events, fills])
+
+
+def _stop_reason(row: RawRow, stopped: bool) -> int:
+    if (row.kind == EARLY_COMMIT).any():
+        return STOP_EARLY_COMMIT
+    return STOP_EOS if stopped else STOP_LENGTH

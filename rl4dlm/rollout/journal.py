@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from rl4dlm.decoding import Decision, SamplerSpec, StepInput, proposals
+from rl4dlm.decoding.step import Actions
 from rl4dlm.rollout.slots import Window
-from rl4dlm.types import EARLY_COMMIT, FILL, REMASK, REVEAL, Events, Predictions
+from rl4dlm.types import EARLY_COMMIT, FILL, REMASK, REVEAL, Events, PolicyActions, Predictions
 
 Columns = tuple[np.ndarray, ...]
 """Arrays of one step of one row, all of one length."""
@@ -27,6 +28,8 @@ class RowJournal:
     """Token, log-probability, confidence."""
     events: list[Columns] = field(default_factory=list)
     """Position, operation, token, log-probability."""
+    actions: list[Columns] = field(default_factory=list)
+    """Position, confidence, action; and the log-probability of all of them, once."""
 
 
 class Journal:
@@ -51,12 +54,15 @@ class Journal:
             self._write_predictions(step, decision, window)
         if self._spec.strategy.revises:
             self._write_events(decision, window)
+        if decision.actions is not None:
+            self._write_actions(decision.actions, window)
 
     def _write_predictions(self, step: StepInput, decision: Decision, window: Window) -> None:
         drawn = proposals(self._spec, step, decision)
         assert decision.confidence is not None
-        row, _ = window.where(window.index)
-        columns = (drawn.token.int(), drawn.prob.log(), decision.confidence.float())
+        masked = step.at_seen(window.masked)
+        row, _ = window.where(window.index[masked])
+        columns = [c[masked] for c in (drawn.token.int(), drawn.prob.log(), decision.confidence.float())]
         for journal, part in zip(self.rows, by_row(row, columns, len(self.rows)), strict=True):
             journal.predictions.append(part)
 
@@ -66,6 +72,13 @@ class Journal:
         hidden = _remasked(decision, window, len(self.rows))
         for journal, shown, gone in zip(self.rows, reveals, hidden, strict=True):
             journal.events.append(_events_of_step(shown, gone, self._mask_id))
+
+    def _write_actions(self, actions: Actions, window: Window) -> None:
+        row, position = window.where(actions.index)
+        parts = by_row(row, (position, actions.confidence, actions.action), len(self.rows))
+        logp = actions.logp.cpu().numpy()
+        for i, (journal, part) in enumerate(zip(self.rows, parts, strict=True)):
+            journal.actions.append((*part, logp[i : i + 1]))
 
 
 def by_row(row: Tensor, columns: Sequence[Tensor], num_rows: int) -> list[Columns]:
@@ -115,6 +128,13 @@ def pack_events(steps: Sequence[Columns]) -> Events:
     """The events of a finished row as one record; fillers are the last entry of `steps`."""
     pos, op, token, logp = _joined(steps, (np.int32, np.uint8, np.int32, np.float32))
     return Events(_pointers(steps), pos, op, token, logp)
+
+
+def pack_actions(steps: Sequence[Columns]) -> PolicyActions:
+    """A policy's actions of a finished row as one record."""
+    dtypes = (np.int32, np.float32, np.uint8, np.float32)
+    pos, confidence, action, logp = _joined(steps, dtypes)
+    return PolicyActions(_pointers(steps), pos, confidence, action, logp)
 
 
 def _pointers(steps: Sequence[Columns]) -> np.ndarray:

@@ -28,6 +28,7 @@ from rl4dlm.types import (
     REMASK,
     REVEAL,
     Events,
+    PolicyActions,
     Predictions,
     Prompt,
     Rollout,
@@ -38,6 +39,7 @@ from rl4dlm.types import (
 )
 
 __all__ = [
+    "STEP_REWARDS",
     "check_trace",
     "commits_of",
     "from_table",
@@ -82,9 +84,21 @@ _RECORDS: dict[str, tuple[type, dict[str, pa.DataType]]] = {
         Events,
         {"ptr": pa.int32(), "pos": pa.int32(), "op": pa.uint8(), "token": pa.int32(), "logp": pa.float32()},
     ),
+    "actions": (
+        PolicyActions,
+        {
+            "ptr": pa.int32(),
+            "pos": pa.int32(),
+            "confidence": pa.float32(),
+            "action": pa.uint8(),
+            "logp": pa.float32(),
+        },
+    ),
 }
 _PROMPT = ("prompt", "prompt_text", "prompt_columns")
 _REWARD_PREFIX = "rewards/"
+STEP_REWARDS = "step_rewards"
+"""Column of rewards per step, where a method scored the predictions."""
 
 
 def check_trace(rollout: Rollout, mask_id: int) -> None:
@@ -176,7 +190,9 @@ def to_table(
     *,
     update: int,
     advantage: np.ndarray | None = None,
+    step_rewards: Sequence[np.ndarray | None] | None = None,
     record_states: bool = True,
+    record_predictions: bool = True,
 ) -> pa.Table:
     """Rollouts as a table, one row per completion in canonical order.
 
@@ -186,7 +202,10 @@ def to_table(
             `reward`.
         update: the update that they were sampled for.
         advantage: float32 `[batch]`, or None.
+        step_rewards: per rollout float32 `[num_steps]`, the reward of its prediction at each step, or None;
+            column `step_rewards`, which the player shows.
         record_states: keep the traces; without them the table cannot be read back into rollouts.
+        record_predictions: keep predictions in the traces that have them; they are most of a rollout's bytes.
 
     Returns:
         The table. A reward of NaN means none: not applicable, or the function failed.
@@ -200,7 +219,8 @@ def to_table(
     if record_states:
         for name, dtype in _TRACE.items():
             columns[name] = _lists([getattr(rollout.trace, name) for rollout in rollouts], dtype)
-        columns |= _record_columns(rollouts)
+        wanted = [name for name in _RECORDS if name != "predictions" or record_predictions]
+        columns |= _record_columns(rollouts, wanted)
     prompts = [_prompt_row(group.prompt) for group in groups for _ in group.rollouts]
     for i, name in enumerate(_PROMPT):
         columns[name] = pa.array([row[i] for row in prompts], pa.string())
@@ -211,16 +231,18 @@ def to_table(
             columns[_REWARD_PREFIX + name] = pa.array(values, pa.float32())
     if advantage is not None:
         columns["advantage"] = pa.array(advantage, pa.float32())
+    if step_rewards is not None:
+        columns[STEP_REWARDS] = pa.array(list(step_rewards), pa.list_(pa.float32()))
     return pa.table(columns)
 
 
-def _record_columns(rollouts: Sequence[Rollout]) -> dict[str, pa.Array]:
+def _record_columns(rollouts: Sequence[Rollout], wanted: Sequence[str]) -> dict[str, pa.Array]:
     """Columns such as `events/op` for the records that some rollout has; null where a rollout has none."""
     columns = {}
-    for name, (_, fields) in _RECORDS.items():
+    for name in wanted:
         records = [getattr(rollout.trace, name) for rollout in rollouts]
         if any(record is not None for record in records):
-            for field, dtype in fields.items():
+            for field, dtype in _RECORDS[name][1].items():
                 values = [None if record is None else getattr(record, field) for record in records]
                 columns[f"{name}/{field}"] = pa.array(values, pa.list_(dtype))
     return columns

@@ -7,26 +7,31 @@ bookkeeping are its own and as plain as can be.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rl4dlm.decoding import SamplerSpec
-from rl4dlm.decoding.confidence import drawn_probability, margin, neg_entropy, top_probability
-from rl4dlm.decoding.proposal import draw
+from rl4dlm.decoding import PolicyFeatures, SamplerSpec, action_logp
+from rl4dlm.decoding.confidence import drawn_probability, logit_gap, margin, neg_entropy, top_probability
+from rl4dlm.decoding.consensus import FEW_MASKS, GROWTH, KEPT_POSITIONS, KEPT_STEPS, WARM_UP_STEPS
+from rl4dlm.decoding.early import gap_threshold
+from rl4dlm.decoding.learned import find_policy
+from rl4dlm.decoding.proposal import Law, draw, probabilities
 from rl4dlm.decoding.schedules import TIME_EPS
-from rl4dlm.decoding.strategies import ORDER_STREAM
+from rl4dlm.decoding.step import ORDER_STREAM
 from rl4dlm.diffusion.blocks import sequence_layout
 from rl4dlm.diffusion.seeds import counter_uniform
 from rl4dlm.rollout.finish import Decode, Finisher
+from rl4dlm.rollout.fit import check_blocks
 from rl4dlm.rollout.journal import RowJournal
-from rl4dlm.rollout.request import Request, block_offset, check_blocks, check_lengths
+from rl4dlm.rollout.request import Request, block_offset, check_lengths
 from rl4dlm.rollout.slots import RawRow
-from rl4dlm.types import FORCED, REMASK, REVEAL, SAMPLED, Denoiser, Rollout
+from rl4dlm.types import EARLY_COMMIT, FILL, FORCED, REMASK, REVEAL, SAMPLED, Denoiser, Rollout
 
 
 @torch.inference_mode()
@@ -72,8 +77,16 @@ class State:
     request: Request
     canvas: np.ndarray
     mask_id: int
-    running: dict[int, float]
+    running: dict[int, float] = field(default_factory=dict)
     """RCR: the confidence of every position that was ever written."""
+    committed: dict[int, float] = field(default_factory=dict)
+    """Saber: the confidence at which each position was last committed."""
+    before: dict[int, float] = field(default_factory=dict)
+    """Saber: the confidence of each position in the step before."""
+    history: list[dict[int, Tensor]] = field(default_factory=list)
+    """CCD: distributions of the surest positions, the newest step first."""
+    candidates: dict[int, int] = field(default_factory=dict)
+    """CCD-DS: candidates of the step before and their likeliest tokens."""
     step: int = 0
     block_step: int = 0
     logits: Tensor | None = None
@@ -108,13 +121,17 @@ class Choice(NamedTuple):
     """What every position was chosen by."""
     confidence: np.ndarray
     """What is recorded beside the prediction of every position."""
+    early: bool = False
+    """All masks are written, with their likeliest tokens."""
+    actions: tuple[np.ndarray, ...] | None = None
+    """What an unmasking policy saw and did: positions, confidences, actions, log-probability."""
 
 
 def denoise(denoiser: Denoiser, spec: SamplerSpec, request: Request) -> tuple[RawRow, RowJournal]:
     """Denoise one canvas, block by block."""
     mask_id, journal = denoiser.spec.mask_id, RowJournal()
     row = blank_row(spec, mask_id)
-    state = State(spec, request, row.canvas, mask_id, {})
+    state = State(spec, request, row.canvas, mask_id)
     offset = block_offset(len(request.prompt_ids), denoiser.spec, spec.block_length)
     block, start = 0, -offset
     while start < spec.gen_len:
@@ -123,10 +140,12 @@ def denoise(denoiser: Denoiser, spec: SamplerSpec, request: Request) -> tuple[Ra
         while state.masked(range(inside.stop)):
             take_step(denoiser, state, row, journal, block, inside)
         stops = [token in denoiser.spec.stop_ids for token in row.canvas[: inside.stop]]
-        if spec.eos_policy == "block_eos" and any(stops):
+        if (spec.eos_policy == "block_eos" and any(stops)) or not state.masked(range(spec.gen_len)):
             break
         block, start = block + 1, start + spec.block_length
-    return replace(row, num_steps=state.step), journal
+    forwards = state.step * (2 if spec.cfg_scale else 1)
+    length = len(request.prompt_ids) + spec.gen_len
+    return replace(row, num_steps=state.step, forwards=forwards, tokens=forwards * length), journal
 
 
 def take_step(
@@ -139,21 +158,28 @@ def take_step(
     assert state.token is not None and state.logp is not None
     row.step_block[now], row.step_masked[now] = block, len(masked)
     choice = CHOICES[spec.remasking](state, inside)
+    drawn, drawn_logp = state.token.copy(), state.logp.copy()
+    if spec.early_commit != "none":
+        choice = leave_early(state, choice, masked)
     logp = state.logp
-    journal.predictions.append((state.token[masked], logp[masked], choice.confidence[masked]))
+    journal.predictions.append((drawn[masked], drawn_logp[masked], choice.confidence[masked]))
+    if choice.actions is not None:
+        journal.actions.append(choice.actions)
     shown = sorted(choice.commits)
     journal.events.append(
         (
             np.array([*shown, *choice.hidden]),
-            np.array([REVEAL] * len(shown) + [REMASK] * len(choice.hidden)),
+            np.array([FILL if choice.early else REVEAL] * len(shown) + [REMASK] * len(choice.hidden)),
             np.array([*state.token[shown], *[state.mask_id] * len(choice.hidden)]),
-            np.array([*logp[shown], *[0.0] * len(choice.hidden)]),
+            np.array([*logp[shown] * (not choice.early), *[0.0] * len(choice.hidden)]),
         )
     )
     canvas[choice.hidden] = state.mask_id
     for rank, position in enumerate(choice.commits):
         canvas[position], row.step_map[position], row.rank[position] = state.token[position], now, rank
         row.kind[position] = FORCED if position in choice.forced else SAMPLED
+        if choice.early:
+            row.kind[position] = EARLY_COMMIT
         row.logp[position], row.score[position] = logp[position], choice.score[position]
     state.step += 1
     state.block_step += 1
@@ -171,25 +197,35 @@ def blank_row(spec: SamplerSpec, mask_id: int) -> RawRow:
         step_block=np.zeros(spec.gen_len, np.int16),
         step_masked=np.zeros(spec.gen_len, np.int32),
         num_steps=0,
+        forwards=0,
+        tokens=0,
     )
 
 
-def canvas_logits(denoiser: Denoiser, spec: SamplerSpec, request: Request, canvas: np.ndarray) -> Tensor:
+def sequence_logits(
+    denoiser: Denoiser, spec: SamplerSpec, prompt: Sequence[int], canvas: np.ndarray
+) -> Tensor:
     """`[completion, vocab]`, from logits at every position of prompt and canvas."""
-    ids = torch.tensor([[*request.prompt_ids, *canvas.tolist()]], dtype=torch.int64, device=denoiser.device)
+    ids = torch.tensor([[*prompt, *canvas.tolist()]], dtype=torch.int64, device=denoiser.device)
     every = torch.ones_like(ids, dtype=torch.bool)
     layout = None
     if denoiser.spec.attention == "block_causal" and spec.block_length != denoiser.spec.block_length:
         layout = sequence_layout(every, spec.block_length)
-    return denoiser.logits(ids, None, every, layout)[len(request.prompt_ids) :]
+    return denoiser.logits(ids, None, every, layout)[len(prompt) :]
 
 
 def propose(denoiser: Denoiser, state: State) -> None:
     """Draw a token at every position of the canvas."""
-    spec = state.spec
-    state.logits = canvas_logits(denoiser, spec, state.request, state.canvas)
+    spec, prompt = state.spec, state.request.prompt_ids
+    logits = sequence_logits(denoiser, spec, prompt, state.canvas)
+    if spec.cfg_scale:
+        hidden = [state.mask_id] * len(prompt)
+        without = sequence_logits(denoiser, spec, hidden, state.canvas)
+        guided = without + (spec.cfg_scale + 1) * (logits - without)
+        logits = torch.where(logits.isinf(), logits, guided)
+    state.logits = logits
     numbers = state.uniform(state.step)
-    drawn = draw(state.logits, numbers, spec.temperature, top_p=spec.top_p, top_k=spec.top_k)
+    drawn = draw(logits, numbers, spec.temperature, top_p=spec.top_p, top_k=spec.top_k)
     state.token, state.logp = drawn.token.cpu().numpy(), drawn.prob.log().cpu().numpy()
 
 
@@ -303,6 +339,108 @@ def rcr_choice(state: State, inside: range) -> Choice:
     return Choice(kept, set(), sorted(set(hidden) - set(masked)), scores, running)
 
 
+def saber_choice(state: State, inside: range) -> Choice:
+    """Commit above the mean of earlier commits, then take back what gained least."""
+    assert state.logits is not None
+    scores = top_probability(state.logits, state.spec.confidence_law).cpu().numpy()
+    visible = range(inside.stop)
+    masked = state.masked(visible)
+    count = scheduled(state, [])[0]
+    earlier = [confidence for position, confidence in sorted(state.committed.items()) if position in visible]
+    threshold = sum(earlier) / len(earlier) if earlier else 1.0
+    order = sorted(masked, key=lambda position: (-scores[position], position))
+    asked = sum(float(scores[position]) - threshold > 0 for position in masked)
+    chosen = order[: max(asked, count)]
+    hidden: list[int] = []
+    if len(chosen) < len(masked):
+        written = sorted(set(visible) - set(masked) | set(chosen))
+        gain = {p: scores[p] - np.float32(state.before.get(p, -np.inf)) for p in written}
+        commits = max(count, len(chosen))
+        back = min(commits - 1, max(count // 2, math.ceil(commits / 8)))
+        hidden = sorted(written, key=lambda position: (gain[position], position))[:back]
+    for position in chosen:
+        state.committed[position] = float(scores[position])
+    state.before |= {position: scores[position] for position in visible}
+    kept = [position for position in chosen if position not in hidden]
+    return Choice(kept, set(order[asked:]), sorted(set(hidden) - set(chosen)), scores, scores)
+
+
+def ccd_choice(state: State, inside: range) -> Choice:
+    """Commit where the distribution, averaged over this step and the kept ones, has the least entropy."""
+    assert state.logits is not None
+    now = probabilities(state.logits, state.spec.confidence_law)
+    scores = np.zeros(len(state.canvas), np.float32)
+    for position in state.masked(range(len(state.canvas))):
+        total, count = now[position : position + 1].clone(), 1
+        for kept in state.history:
+            if position in kept:
+                total, count = total + kept[position], count + 1
+        scores[position] = float(-torch.special.entr(total / count).sum(dim=1))
+    order = sorted(state.masked(inside), key=lambda position: (-scores[position], position))
+    newest = {position: now[position].float() for position in order[:KEPT_POSITIONS]}
+    state.history = [newest, *state.history][:KEPT_STEPS]
+    return Choice(order[: scheduled(state, [])[0]], set(), [], scores, scores)
+
+
+def ccd_ds_choice(state: State, inside: range) -> Choice:
+    """Commit the candidates of this and the last step that kept their likeliest token, or the best one."""
+    assert state.logits is not None
+    scores = neg_entropy(state.logits, state.spec.confidence_law).cpu().numpy()
+    likeliest = state.logits.argmax(dim=1).tolist()
+    masked, count = state.masked(inside), scheduled(state, [])[0]
+    order = sorted(masked, key=lambda position: (-scores[position], position))
+    size = min(count + state.block_step, count * (1 + GROWTH))
+    if len(masked) <= FEW_MASKS * state.spec.block_length:
+        size = 1
+    now, before = order[:size], state.candidates
+    state.candidates = {position: likeliest[position] for position in now}
+    if state.block_step < WARM_UP_STEPS:
+        return Choice(order[:count], set(), [], scores, scores)
+    agreed = [position for position in now if before.get(position) == likeliest[position]]
+    if order[0] in before and agreed:
+        return Choice(agreed, set(), [], scores, scores)
+    return Choice(order[:1], {order[0]}, [], scores, scores)
+
+
+def policy_choice(state: State, inside: range) -> Choice:
+    """Ask the policy about the active block, draw a decision for each position."""
+    assert state.logits is not None
+    masked = state.masked(inside)
+    sure = top_probability(state.logits, Law())
+    eligible = torch.zeros(1, len(state.canvas), dtype=torch.bool, device=sure.device)
+    eligible[0, masked] = True
+    time = torch.tensor([state.step / state.spec.gen_len], device=sure.device)
+    features = PolicyFeatures(torch.where(eligible, sure, 0.0), eligible, time)
+    logits = find_policy(state.spec.policy)(features)[0]
+    number = state.uniform(state.step, ORDER_STREAM)
+    action = [bool(number[position] < torch.sigmoid(logits[position].double())) for position in masked]
+    scores = torch.sigmoid(logits.double()).float().cpu().numpy()
+    order = sorted(masked, key=lambda position: (-float(logits[position]), position))
+    taken = [position for position in order if action[masked.index(position)]]
+    logp = action_logp(logits[masked][None], torch.tensor([action]), eligible[:, masked])
+    record = (np.array(masked), sure[masked].cpu().numpy(), np.array(action), logp.cpu().numpy())
+    commits, forced = (taken, set()) if taken else (order[:1], {order[0]})
+    return Choice(commits, forced, [], scores, scores, actions=record)
+
+
+def leave_early(state: State, choice: Choice, masked: list[int]) -> Choice:
+    """Write all masks at once where the mean gap of the two largest logits is large enough."""
+    spec = state.spec
+    assert state.logits is not None and state.token is not None and state.logp is not None
+    region = masked if spec.answer_region is None else range(*spec.answer_region)
+    gaps = logit_gap(state.logits).double()[list(region)]
+    last = spec.steps if spec.early_commit == "prophet" else max(1, spec.steps - 1)
+    progress = torch.tensor([min(1.0, state.step / last)], dtype=torch.float64)
+    least = gap_threshold(spec.early_commit, progress, spec.early_commit_high, spec.early_commit_low)
+    if float(gaps.mean()) < float(least):
+        return choice
+    prob, token = torch.softmax(state.logits / (spec.temperature or 1.0), dim=1).max(dim=1)
+    state.token[masked], state.logp[masked] = token[masked].cpu(), prob.log()[masked].cpu()
+    scores = choice.score.copy()
+    scores[masked] = prob[masked].cpu()
+    return Choice(masked, set(), [], scores, choice.confidence, early=True)
+
+
 CHOICES: dict[str, Callable[[State, range], Choice]] = {
     "low_confidence": ordered_choice(drawn_score),
     "top_probability": ordered_choice(distribution_score(top_probability)),
@@ -321,5 +459,9 @@ CHOICES: dict[str, Callable[[State, range], Choice]] = {
     "entropy_bound_cumsum": ordered_choice(distribution_score(neg_entropy), by_whole_entropy),
     "entropy_threshold": ordered_choice(distribution_score(neg_entropy), by_each_entropy),
     "rcr": rcr_choice,
+    "saber": saber_choice,
+    "ccd": ccd_choice,
+    "ccd_ds": ccd_ds_choice,
+    "learned": policy_choice,
 }
 """By the name of the strategy."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rl4dlm.decoding import SamplerSpec
-from rl4dlm.errors import DataError, RecipeError
+from rl4dlm.diffusion.seeds import derive_seed
+from rl4dlm.errors import DataError
 from rl4dlm.types import DenoiserSpec
 
 
@@ -42,6 +43,21 @@ class Request:
         )
 
 
+def mix_block_lengths(
+    requests: Sequence[Request], block_lengths: Sequence[int] | None, *path: int | str
+) -> list[Request]:
+    """A block length for each prompt, drawn uniformly: all completions of a prompt share it.
+
+    Args:
+        block_lengths: to draw from; None leaves the requests as they are.
+        path: of the seed (run seed, purpose, update); the prompt's uid completes it.
+    """
+    if block_lengths is None:
+        return list(requests)
+    draw = {uid: derive_seed(*path, uid) % len(block_lengths) for uid in {r.prompt_uid for r in requests}}
+    return [replace(request, block_length=block_lengths[draw[request.prompt_uid]]) for request in requests]
+
+
 def check_lengths(requests: Sequence[Request], gen_len: int, spec: DenoiserSpec) -> None:
     """Refuse prompts that leave no room for the canvas.
 
@@ -57,22 +73,6 @@ def check_lengths(requests: Sequence[Request], gen_len: int, spec: DenoiserSpec)
                 f"Fix: set data.max_prompt_length to {max(0, spec.max_length - gen_len)} or less, "
                 "or lower rollout.max_completion_length."
             )
-
-
-def check_blocks(sampler: SamplerSpec, spec: DenoiserSpec) -> None:
-    """Refuse blocks that a block-causal model was not made for.
-
-    Raises:
-        RecipeError: naming both lengths and the remedy.
-    """
-    trained = spec.block_length
-    if spec.attention == "full" or trained is None:
-        return
-    if sampler.block_length % trained:
-        raise RecipeError(
-            f"rollout.block_length = {sampler.block_length} does not fit a block-causal model with blocks of "
-            f"{trained}.\nFix: use {trained}, or a multiple of it to enlarge the model's blocks."
-        )
 
 
 def block_offset(prompt_length: int, spec: DenoiserSpec, block_length: int) -> int:

@@ -6,6 +6,7 @@ filled again starts from nothing: no value of its former tenant is left.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl4dlm.decoding import Decision, SamplerSpec, block_span, num_blocks
+from rl4dlm.decoding import Decision, SamplerSpec, StepInput, block_span, num_blocks
 from rl4dlm.rollout.request import Request, block_offset
 from rl4dlm.types import SAMPLED, DenoiserSpec
 
@@ -26,10 +27,10 @@ class Window(NamedTuple):
     """int64 `[rows, width]`, ascending canvas positions; one beyond a row's block is not eligible."""
     eligible: Tensor
     """bool `[rows, width]`: may be committed."""
-    seen: Tensor
-    """bool `[rows, width]`: logits are wanted."""
+    masked: Tensor
+    """bool `[rows, width]`: hold the mask token; of the active block where the window is the block."""
     index: Tensor
-    """int64 `[seen]`: where `seen` is True in the flattened window."""
+    """int64 `[seen]`: positions whose logits are wanted, in the flattened window, ascending."""
 
     def where(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Row and canvas position of entries of the flattened window."""
@@ -57,6 +58,8 @@ class RawRow:
     step_masked: np.ndarray
     """int32 `[steps]`, or more than were taken."""
     num_steps: int
+    forwards: int
+    tokens: int
 
 
 class Slots:
@@ -68,12 +71,16 @@ class Slots:
         prompt: int64 `[slots, longest prompt]`, right-aligned.
         canvas: int64 `[slots, completion]`, mask token where not committed.
         seed, step, block, block_step: int64 `[slots]`: randomness, global step, active block, step within it.
-        block_length, block_steps, offset, last_block: int64 `[slots]`: the row's own sampler: tokens and
-            steps per block, prompt tokens in the first block, index of the last block.
+        num_steps, block_length, block_steps, offset, last_block: int64 `[slots]`: the row's own sampler:
+            steps in all, tokens and steps per block, prompt tokens in the first block, index of the last
+            block.
+        forwards, tokens: int64 `[slots]`: forwards so far that the row took part in, and its query tokens.
         schedule: int64 `[slots, longest schedule]`: commits per step of a block.
         step_map, rank, kind, logp, score: `[slots, completion]`, the trace so far; 0 where not committed.
         step_block, step_masked: `[slots, completion]`, per step taken; a step commits at least one.
-        state: per name `[slots, completion, ...]`, what the strategy keeps.
+        prompt_is_stored: bool `[slots]`: the cache has the prompt's finished blocks already.
+        fresh: slots filled since the last step.
+        state: per name `[slots, ...]`, what the strategy keeps.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class Slots:
         self._spec, self._model, self._device = spec, model, device
         samplers = [request.sampler(spec) for request in requests]
         self._samplers, self._width = samplers, max(sampler.block_length for sampler in samplers)
+        self.requests, self.fresh = requests, list[int]()
         self.tenants = [-1] * rows
         self.prompt_lens = [0] * rows
 
@@ -98,7 +106,9 @@ class Slots:
         self.prompt, self.prompt_len = zeros(rows, width), zeros(rows)
         self.canvas = zeros(rows, spec.gen_len)
         self.seed, self.step, self.block, self.block_step = zeros(rows), zeros(rows), zeros(rows), zeros(rows)
-        self.block_length, self.block_steps = zeros(rows), zeros(rows)
+        self.num_steps, self.block_length, self.block_steps = zeros(rows), zeros(rows), zeros(rows)
+        self.forwards, self.tokens = zeros(rows), zeros(rows)
+        self.prompt_is_stored = zeros(rows, dtype=torch.bool)
         self.offset, self.last_block = zeros(rows), zeros(rows)
         self.schedule = zeros(rows, max(len(sampler.schedule()) for sampler in set(samplers)))
         self.step_map = zeros(rows, spec.gen_len, dtype=torch.int32)
@@ -109,10 +119,10 @@ class Slots:
         self.step_block = zeros(rows, spec.gen_len, dtype=torch.int16)
         self.step_masked = zeros(rows, spec.gen_len, dtype=torch.int32)
         self.state = {
-            name: zeros(rows, spec.gen_len, *shape, dtype=dtype)
-            for name, (shape, dtype) in spec.strategy.state.items()
+            name: zeros(rows, *shape, dtype=dtype)
+            for name, (shape, dtype) in spec.strategy.state(spec, model.vocab_size).items()
         }
-        self.admit(range(rows), range(rows), requests)
+        self.admit(range(rows), range(rows))
 
     def __len__(self) -> int:
         return len(self.tenants)
@@ -120,18 +130,19 @@ class Slots:
     def _tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def admit(self, slots: Sequence[int], indices: Sequence[int], requests: Sequence[Request]) -> None:
+    def admit(self, slots: Sequence[int], indices: Sequence[int]) -> None:
         """Put the requests at `indices` into `slots`, each of which starts anew."""
         where = torch.tensor(list(slots), dtype=torch.int64, device=self._device)
         for tensor in (*self._tensors().values(), *self.state.values()):
             tensor[where] = 0
         self.canvas[where] = self._model.mask_id
-        width, tenants = self.prompt.shape[1], [requests[index] for index in indices]
+        width, tenants = self.prompt.shape[1], [self.requests[index] for index in indices]
         pad = self._model.pad_id
         padded = [[pad] * (width - len(t.prompt_ids)) + list(t.prompt_ids) for t in tenants]
         prompt = torch.tensor(padded, dtype=torch.int64, device=self._device)
         self.prompt[where] = prompt.view(len(tenants), width)
-        self._admit_numbers(where, [self._numbers(requests[i], self._samplers[i]) for i in indices])
+        self._admit_numbers(where, [self._numbers(self.requests[i], self._samplers[i]) for i in indices])
+        self.fresh = sorted({*self.fresh, *slots})
         for slot, index, tenant in zip(slots, indices, tenants, strict=True):
             self.tenants[slot], self.prompt_lens[slot] = index, len(tenant.prompt_ids)
 
@@ -142,11 +153,12 @@ class Slots:
         last = num_blocks(sampler.gen_len, block_length, offset) - 1
         schedule = sampler.schedule()
         padded = schedule + schedule[-1:] * (self.schedule.shape[1] - len(schedule))
-        return [request.seed, length, block_length, sampler.steps_per_block, offset, last, *padded]
+        numbers = [request.seed, length, sampler.steps, block_length, sampler.steps_per_block]
+        return [*numbers, offset, last, *padded]
 
     def _admit_numbers(self, where: Tensor, numbers: list[list[int]]) -> None:
         table = torch.tensor(numbers, dtype=torch.int64, device=self._device)
-        names = ("seed", "prompt_len", "block_length", "block_steps", "offset", "last_block")
+        names = ("seed", "prompt_len", "num_steps", "block_length", "block_steps", "offset", "last_block")
         for column, name in enumerate(names):
             getattr(self, name)[where] = table[:, column]
         self.schedule[where] = table[:, len(names) :]
@@ -157,6 +169,7 @@ class Slots:
         for name, tensor in self._tensors().items():
             setattr(self, name, tensor[where])
         self.state = {name: tensor[where] for name, tensor in self.state.items()}
+        self.fresh = [new for new, old in enumerate(slots) if old in self.fresh]
         self.tenants = [self.tenants[slot] for slot in slots]
         self.prompt_lens = [self.prompt_lens[slot] for slot in slots]
 
@@ -172,6 +185,24 @@ class Slots:
         column = torch.arange(ids.shape[1], device=self._device)
         return ids, column >= longest - self.prompt_len[:, None]
 
+    @property
+    def mask_id(self) -> int:
+        """What stands where nothing is committed."""
+        return self._model.mask_id
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of prompt and canvas."""
+        return self.prompt.shape[1] + self.canvas.shape[1]
+
+    def all_ids(self) -> Tensor:
+        """Prompts and canvases, `[slots, num_columns]`."""
+        return torch.cat([self.prompt, self.canvas], dim=1)
+
+    def prompt_of(self, slot: int) -> tuple[int, ...]:
+        """The prompt of the row in a slot."""
+        return tuple(self.requests[self.tenants[slot]].prompt_ids)
+
     def span(self) -> Tensor:
         """First and one past the last canvas position of each row's active block: int64 `[slots, 2]`."""
         return block_span(self.block, self.block_length, self.offset, self.canvas.shape[1])
@@ -183,26 +214,54 @@ class Slots:
 
     def window(self) -> Window:
         """What the step looks at: the active blocks, or the canvases where the sampler needs more."""
-        start, end = self.span().split(1, dim=1)
-        earlier = self._spec.strategy.region == "decoded"
-        if not earlier and not self._spec.record_predictions:
+        spec, start, end = self._spec, *self.span().split(1, dim=1)
+        early = spec.early_commit != "none"
+        strategy = spec.strategy
+        if strategy.region == "block" and not (strategy.whole_canvas or early or spec.record_predictions):
             position = start + torch.arange(self._width, device=self._device)
             inside = position < end
             position = position.clamp(max=self.canvas.shape[1] - 1)
-            eligible = inside & (self.canvas.gather(1, position) == self._model.mask_id)
-            return Window(position, eligible, eligible, eligible.flatten().nonzero().squeeze(1))
+            masked = inside & (self.canvas.gather(1, position) == self._model.mask_id)
+            return Window(position, masked, masked, masked.flatten().nonzero().squeeze(1))
         position = torch.arange(self.canvas.shape[1], device=self._device).expand_as(self.canvas)
-        masked = self.canvas == self._model.mask_id
-        eligible = masked & (position < end) if earlier else masked & (position >= start) & (position < end)
-        seen = masked if self._spec.record_predictions else eligible
-        return Window(position, eligible, seen, seen.flatten().nonzero().squeeze(1))
+        masked, decoded = self.canvas == self._model.mask_id, position < end
+        earliest = start if strategy.region == "block" else 0
+        eligible = masked & decoded & (position >= earliest)
+        seen = masked if early or spec.record_predictions else eligible
+        if strategy.sees == "decoded":
+            seen = seen | decoded
+        if spec.answer_region is not None:
+            first, last = spec.answer_region
+            seen = seen | ((position >= first) & (position < last))
+        return Window(position, eligible, masked, seen.flatten().nonzero().squeeze(1))
+
+    def step_input(self, window: Window, logits: Tensor) -> StepInput:
+        """What the strategy sees of the step."""
+        return StepInput(
+            logits=logits,
+            eligible=window.eligible,
+            index=window.index,
+            position=window.position,
+            seed=self.seed,
+            step=self.step,
+            count=self.counts(),
+            num_steps=self.num_steps,
+            block_steps=self.block_steps,
+            block_step=self.block_step,
+            block_length=self.block_length,
+            masked=window.masked,
+            state=self.state,
+        )
 
     def commit(self, decision: Decision, window: Window) -> None:
         """Write what a step decided, and what the step looked like, into canvas and trace."""
         where = window.where(window.index[decision.picked])
         masked = (self.canvas == self._model.mask_id).sum(dim=1, dtype=torch.int32)
-        self.step_masked.scatter_(1, self.step[:, None], masked[:, None])
-        self.step_block.scatter_(1, self.step[:, None], self.block[:, None].to(torch.int16))
+        under_way = masked > 0  # a round of drafts goes on when some rows are full
+        now = self.step.clamp(max=self.canvas.shape[1] - 1)[:, None]
+        for kept, value in ((self.step_masked, masked), (self.step_block, self.block)):
+            value = torch.where(under_way, value.to(kept.dtype), kept.gather(1, now)[:, 0])
+            kept.scatter_(1, now, value[:, None])
         if decision.remask is not None:
             self.canvas.masked_fill_(decision.remask, self._model.mask_id)
         self.canvas[where] = decision.token
@@ -224,22 +283,34 @@ class Slots:
         """Positions up to the end of each row's active block: bool `[slots, completion]`."""
         return torch.arange(self.canvas.shape[1], device=self._device) < self.span()[:, 1:]
 
-    def advance(self, block_done: Tensor) -> None:
-        """Move every row to its next step, and to its next block where `block_done`, bool `[slots]`."""
-        self.step += 1
+    def advance(self, block_done: Tensor, moved: Tensor | None = None) -> None:
+        """Move rows to their next step, and to their next block where `block_done`.
+
+        Args:
+            block_done: bool `[slots]`, True for moved rows only.
+            moved: bool `[slots]`: the rows that took a step; None: all.
+        """
+        self.fresh = []
+        step = torch.ones_like(self.step) if moved is None else moved.long()
+        self.step += step
         self.block += block_done
-        self.block_step = torch.where(block_done, 0, self.block_step + 1)
+        self.block_step = torch.where(block_done, 0, self.block_step + step)
+
+    def fork(self) -> Slots:
+        """A copy whose steps leave these rows as they are."""
+        other = copy.copy(self)
+        for name, tensor in self._tensors().items():
+            setattr(other, name, tensor.clone())
+        other.state = {name: tensor.clone() for name, tensor in self.state.items()}
+        return other
 
     def rows(self, slots: Sequence[int]) -> list[RawRow]:
         """Copies of finished rows on the CPU."""
         where = torch.tensor(list(slots), dtype=torch.int64, device=self._device)
         names = ("canvas", "step_map", "rank", "kind", "logp", "score", "step_block", "step_masked")
         arrays = {name: getattr(self, name)[where].cpu().numpy() for name in names}
-        steps = self.step[where].tolist()
-        return [
-            RawRow(num_steps=num_steps, **{name: array[i] for name, array in arrays.items()})
-            for i, num_steps in enumerate(steps)
-        ]
+        numbers = torch.stack([self.step, self.forwards, self.tokens], dim=1)[where].tolist()
+        return [RawRow(*(array[i] for array in arrays.values()), *row) for i, row in enumerate(numbers)]
 
     def sampler(self, slot: int) -> SamplerSpec:
         """The sampler of the row in a slot."""

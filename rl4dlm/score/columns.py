@@ -3,12 +3,14 @@ r"""From a row of saved completions to what a reward function is given: the one 
 | reward | from the row | becomes |
 | --- | --- | --- |
 | every one | all columns | columns of the same names |
+| every one | the completion column | the completion, without the end-of-text tokens that it ends on |
 | every one | the target column | `answer` and `ground_truth` too, unless the row has columns of these names |
 | `countdown` | target `[[3, 5, 8], 21]`, as a list or as JSON text | `ground_truth`, as a list |
 | `sudoku` | the last run of 16 or 81 digits in the prompt; the target | `puzzle`; `solution` |
 
 A reward that finds its own columns in the row (`numbers` and `target`, `puzzle` and `solution`, ...) uses
-those, and a target of null means that the row has no reference.
+those, and a row that has them needs no target column. A target of null or NaN means that the row has no
+reference.
 
 What the reported mean is over also depends on the reward. `accuracy` counts full marks, `mean` averages the
 rewards. Countdown's partial credit teaches and is no score, so there it is accuracy; Sudoku's share of right
@@ -18,6 +20,7 @@ cells is the published score.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +33,23 @@ METRICS: tuple[str, ...] = get_args(Metric)
 FULL_MARKS = 1.0 - 1e-6
 
 _METRIC_OF: Mapping[str, Metric] = {"countdown": "accuracy"}
+_OWN_COLUMNS: Mapping[str, tuple[frozenset[str], ...]] = {
+    reward: tuple(frozenset(names.split()) for names in sets)
+    for reward, sets in {
+        "math": ("answer", "solution"),
+        "gsm8k": ("answer",),
+        "sort": ("answer",),
+        "countdown": ("numbers target", "input output"),
+        "sudoku": ("puzzle solution", "Puzzle Solution"),
+        "code": ("test_list", "test entry_point", "inputs outputs"),
+        "format": ("",),
+        "length": ("",),
+        "llm_judge": ("",),
+        "reward_model": ("",),
+    }.items()
+}
+"""Per built-in reward the sets of columns that take the place of the target; empty: it needs none."""
+_END_OF_TEXT = ("<|eot_id|>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<eos>", "</s>")
 _GRID = re.compile(r"(?<![0-9.])(?:[0-9.]{81}|[0-9.]{16})(?![0-9.])")
 
 
@@ -44,7 +64,16 @@ class Sample:
 
     prompt: Any
     completion: str
+    """As the file holds it."""
     columns: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The completion without the end-of-text tokens behind it, which a run's completions lack too."""
+        end = len(self.completion)
+        while mark := next((m for m in _END_OF_TEXT if self.completion.endswith(m, 0, end)), ""):
+            end -= len(mark)
+        return self.completion[:end]
 
 
 @dataclass(frozen=True)
@@ -59,14 +88,14 @@ class Columns:
         """A row as the reward gets it.
 
         Args:
-            reward: the built-in reward's name; any other name needs no conversion.
+            reward: the built-in reward's file, `sort` for `sort:sort_exact`; other names need no conversion.
             where: file and row index, for messages.
 
         Raises:
             DataError: a column is missing or holds what cannot be scored.
         """
-        self._require(row, where)
-        prompt, completion, target = row[self.prompt], row[self.completion], row[self.target]
+        self._require(row, reward, where)
+        prompt, completion, target = row[self.prompt], row[self.completion], _reference(row.get(self.target))
         if not isinstance(completion, str):
             what = "is empty" if completion is None else f"holds a {type(completion).__name__}, not text"
             raise DataError(
@@ -78,21 +107,30 @@ class Columns:
                 f"{where}: `{self.prompt}` is empty.\nFix: fill or remove the row, or name another column "
                 "with --prompt-column."
             )
-        columns = {"answer": target, "ground_truth": target, **row}
+        columns = dict(row)
+        if self.target in row:
+            columns = {"answer": target, "ground_truth": target, **row, self.target: target}
         return Sample(prompt, completion, columns | _for_reward(reward, prompt, target, row, where))
 
-    def _require(self, row: Mapping[str, Any], where: str) -> None:
+    def _require(self, row: Mapping[str, Any], reward: str, where: str) -> None:
         options = {
             self.prompt: "--prompt-column",
             self.completion: "--completion-column",
             self.target: "--target-column",
         }
+        if any(names <= row.keys() for names in _OWN_COLUMNS.get(reward, ())):
+            options.pop(self.target, None)
         for name, option in options.items():
             if name not in row:
                 raise DataError(
                     f"{where}: no column `{name}`. Columns there are: {_listed(list(row))}.\n"
                     f"Fix: name the right one with {option}."
                 )
+
+
+def _reference(target: Any) -> Any:
+    """A target; None for NaN, which is how tables write that there is none."""
+    return None if isinstance(target, float) and math.isnan(target) else target
 
 
 def _for_reward(reward: str, prompt: Any, target: Any, row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -115,7 +153,7 @@ def _for_reward(reward: str, prompt: Any, target: Any, row: Mapping[str, Any], w
 def _numbers_and_target(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(
             f"{where}: the target {text[:80]!r} is not [numbers, target].\nFix: write [[3, 5, 8], 21]."
         ) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,20 @@ Row = dict[str, Any]
 class SavedRows:
     """The rows of one file in order, as dicts by column name.
 
-    Iterate over it once. In a CSV file every value is text and an empty cell is None.
+    Iterate over it once. In a CSV file every value is text and an empty cell is None, but for the columns
+    `texts`: there it is the empty text, which a CSV file cannot tell from nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, texts: Collection[str] = ()) -> None:
         """Nothing is read yet.
+
+        Args:
+            texts: columns of a CSV file in which an empty cell is an empty text.
 
         Raises:
             DataError: no such file, an unknown kind of file, or an empty one.
         """
-        self.path = path
+        self.path, self._texts = path, frozenset(texts)
         self.share_read = 0.0
         """How much of the file was read, from 0 to 1."""
         if not path.is_file():
@@ -117,7 +121,7 @@ class SavedRows:
                 f"{self.path}, row {index}: has another number of cells than the header ({len(names)}).\n"
                 "Fix: quote cells that hold commas or line breaks."
             )
-        return {name: value if value != "" else None for name, value in row.items()}
+        return {name: value if value != "" or name in self._texts else None for name, value in row.items()}
 
     def _parquet(self) -> Iterator[Row]:
         import pyarrow

@@ -9,12 +9,14 @@ that both figures stand side by side and every difference has a reason: what the
     math     the last `\boxed{}`, else the first `<answer>`, compared as normalised strings (the comparison of
              MATH, arXiv:2103.03874)
     sudoku   16 characters in or near `<answer>`, the share of empty cells that agree with the solution
-
-Countdown's rules are those of our reward, which differs only in reading exact fractions.
+    countdown  the last `\boxed{}`, else the first `<answer>`, else the text; there the left side of the first
+               equation, if any. Its numbers are those given, and its value in floats is the target
 """
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +24,8 @@ from typing import Any
 
 from rl4dlm.score.columns import Sample
 
-_MAX_CHARS = 100_000
+_MAX_CHARS = 10_000
+"""Its patterns take quadratic time; 512 tokens are some 2,000 characters."""
 _BOXED = re.compile(r"\\boxed\{(.*?)\}")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NUMBER = re.compile(r"-?\d+\.?\d*")
@@ -141,7 +144,72 @@ def _sudoku(text: str, columns: Mapping[str, Any]) -> Published | None:
     return Published(right / max(1, len(empty)), grid)
 
 
+_EQUATION = re.compile(r"([0-9+\-*/() ]+)=[0-9. ]+")
+_MAX_EXPRESSION = 200
+_SIGNS = {"\\div": "/", "\\times": "*", "\\cdot": "*"}
+_OPERATORS: Mapping[type, Callable[..., float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+def _countdown(text: str, columns: Mapping[str, Any]) -> Published | None:
+    try:
+        numbers, target = columns["ground_truth"]
+        wanted, goal = sorted(int(number) for number in numbers), float(target)
+    except (KeyError, TypeError, ValueError):
+        return None
+    expression = _countdown_expression(text)
+    used = sorted(int(number) for number in re.findall(r"[0-9]+", expression[:_MAX_EXPRESSION]))
+    value = _value(expression) if used == wanted else None
+    return Published(float(value is not None and abs(value - goal) < 1e-5), expression)
+
+
+def _countdown_expression(text: str) -> str:
+    found = _last_box(text)
+    if found is None:
+        between = _ANSWER.search(text)
+        found = between.group(1).strip() if between else text
+    for spelling, sign in _SIGNS.items():
+        found = found.replace(spelling, sign)
+    equation = _EQUATION.search(found)
+    return (equation.group(1) if equation else found).strip()
+
+
+def _value(expression: str) -> float | None:
+    """Value of a short arithmetic expression; None where it is none."""
+    if len(expression) > _MAX_EXPRESSION or not re.fullmatch(r"[0-9+\-*/().\s]+", expression):
+        return None
+    try:
+        return _reckoned(ast.parse(expression, mode="eval").body)
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+        return None
+
+
+def _reckoned(node: ast.expr) -> float:
+    """Value of a parsed expression.
+
+    Raises:
+        ValueError: it holds more than numbers, signs and the four operations.
+        ArithmeticError: it divides by zero.
+    """
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return node.value
+    parts = [node.operand] if isinstance(node, ast.UnaryOp) else []
+    parts = [node.left, node.right] if isinstance(node, ast.BinOp) else parts
+    apply = _OPERATORS.get(type(getattr(node, "op", None)))
+    if apply is None or not parts:
+        raise ValueError(f"no arithmetic: {type(node).__name__}")
+    return apply(*map(_reckoned, parts))
+
+
 _READERS: Mapping[str, Callable[[str, Mapping[str, Any]], Published | None]] = {
+    "countdown": _countdown,
     "gsm8k": _gsm8k,
     "math": _math,
     "sudoku": _sudoku,

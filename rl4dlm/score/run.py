@@ -46,6 +46,8 @@ class ScoreRequest:
     timeout_s: float = 5.0
     """Deadline per row, seconds."""
     num_processes: int = 1
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the reward, as in a recipe."""
 
 
 @dataclass
@@ -119,15 +121,15 @@ def score_file(request: ScoreRequest, console: Console | None = None) -> ScoreRe
         StorageError: the disk refuses the verdicts.
     """
     config = RewardConfig(
-        functions=[RewardFunction(path=request.reward)],
+        functions=[RewardFunction(path=request.reward, kwargs=dict(request.kwargs))],
         timeout_s=request.timeout_s,
         num_processes=request.num_processes,
     )
-    rows = SavedRows(request.file)
+    rows = SavedRows(request.file, texts=[request.columns.completion])
     with RewardPool(config) as pool:
         entry = pool.entries[0]
         pool.check([])  # imports it: a plug-in that cannot be loaded is refused before any row is read
-        known = entry.resolved.name if entry.resolved.kind == "builtin" else ""
+        known = Path(entry.resolved.location).stem if entry.resolved.kind == "builtin" else ""
         report = ScoreReport(
             request.reward,
             request.file,
@@ -173,7 +175,7 @@ def _score_chunk(
 ) -> None:
     scores = pool.score(
         [sample.prompt for sample in chunk],
-        [sample.completion for sample in chunk],
+        [sample.text for sample in chunk],
         [sample.columns for sample in chunk],
     )
     report.failures.update(scores.errors)
@@ -188,8 +190,7 @@ def _verdict(scores: Scores, offset: int, report: ScoreReport) -> dict[str, Any]
     """One row's line; its value joins the means."""
     head = {"row": report.num_rows}
     if scores.failed[offset]:
-        # Where a chunk has failures of several kinds, which row had which is not known here.
-        return head | {"verdict": "failed", "failure": " or ".join(sorted(scores.errors))}
+        return head | {"verdict": "failed", "failure": scores.kinds[offset]}
     if np.isnan(scores.reward[offset]):
         report.not_applicable += 1
         return head | {"verdict": "not_applicable"}

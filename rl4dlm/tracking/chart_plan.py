@@ -48,6 +48,7 @@ _UPDATE = (
 _COMPLETIONS = (
     Chart("Completion length, tokens", (r"completions/(mean|min|max)_length",)),
     Chart("Completions without an end", ("completions/clipped_ratio",)),
+    Chart("Repetition, and canvas after the end", (r"completions/(repetition|eos_share)",)),
 )
 _TIME = (
     Chart("Seconds per update, by phase", (r"timing_s/(?!total$|step$)[^/]+",), stacked=True),

@@ -8,6 +8,16 @@ from collections.abc import Iterable, Mapping
 
 REWARD = "reward"
 """TRL: mean reward of the update's completions."""
+REWARD_MIN = "reward/min"
+"""Lowest reward of a completion of the update."""
+REWARD_SE = "reward/standard_error"
+"""Standard error of `reward`, with the prompts as the independent unit."""
+REPETITION = "completions/repetition"
+"""Mean share of a completion's 4-grams that occurred in it before."""
+EOS_SHARE = "completions/eos_share"
+"""Share of the canvas from the first stop id on."""
+ENTROPY = "entropy"
+"""TRL: nats per token; here the mean surprisal of what the sampler committed."""
 ACCURACY = "accuracy"
 """Share of the update's completions that are correct."""
 ZERO_STD = "frac_reward_zero_std"
@@ -33,7 +43,7 @@ CI95 = "_ci95"
 """Suffix of the half-width of a metric's 95 % interval."""
 
 _SHARE = re.compile(
-    r"(accuracy|accuracy_ci95|avg@\d+|pass@\d+|_share|_rate|clipped_ratio|^frac_.*|/frac_.*)$"
+    r"(accuracy|accuracy_ci95|avg@\d+|pass@\d+|_share|_rate|clipped_ratio|/repetition|^frac_.*|/frac_.*)$"
 )
 
 

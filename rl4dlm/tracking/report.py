@@ -83,7 +83,7 @@ def render(history: RunHistory) -> str:
     assets = resources.files("rl4dlm.tracking") / "assets"
     style = (assets / "report.css").read_text(encoding="utf-8")
     script = (assets / "report.js").read_text(encoding="utf-8")
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
+    policy = f"default-src 'none'; style-src {csp_hash(style)}; script-src {csp_hash(script)}"
     name = history.folder.resolve().name
     body = "".join(
         [
@@ -105,7 +105,8 @@ def render(history: RunHistory) -> str:
     )
 
 
-def _hash(source: str) -> str:
+def csp_hash(source: str) -> str:
+    """How a content security policy names an inline style sheet or script."""
     digest = base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
     return f"'sha256-{digest}'"
 

@@ -11,9 +11,15 @@ from rl4dlm.trainers.base import Setting, Trainer
 from rl4dlm.types import DenoiserSpec
 
 METHODS: dict[str, str] = {
+    "agrpo": "agrpo:AGRPO",
+    "coupled_grpo": "coupled_grpo:CoupledGRPO",
     "diffu_grpo": "diffu_grpo:DiffuGRPO",
+    "espo": "espo:ESPO",
     "gdpo": "gdpo:GDPO",
+    "just_grpo": "just_grpo:JustGRPO",
     "tracerl": "tracerl:TraceRL",
+    "mdpo": "mdpo:MDPO",
+    "unigrpo": "unigrpo:UniGRPO",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
 

@@ -88,6 +88,8 @@ class Trainer(Protocol):
     """The loss compares with the weights that the update began with."""
     scores_steps: bool
     """Partial decodes of every rollout must be scored too (see `partial_decodes`)."""
+    needs_predictions: bool
+    """Rollouts must hold what the sampler predicted at every step (`Trace.predictions`)."""
 
     @property
     def replay(self) -> Replay | None:

@@ -46,14 +46,22 @@ class SequenceTrainer(StateTrainer):
         # The paper's ratio is not normalised, its objective is: both have gradient A/L grad Lhat at ratio 1.
         return surrogate, surrogate.gain if per_token else surrogate.gain / length
 
+    def kl(self, value: Tensor, ref: Tensor, length: Tensor) -> Tensor:
+        """KL to the reference of each row, `[rows]`: on the difference of log-likelihoods per token.
+
+        Args:
+            value, ref: `[rows]`, nats.
+            length: `[rows]`, tokens of each row.
+        """
+        clamp = self.config.log_ratio_clamp
+        return KL_ESTIMATORS[self.config.kl_estimator](((value - ref) / length).clamp(-clamp, clamp))
+
     def _kl(self, value: Tensor, ref: Tensor | None, rows: Rows, step: StepSize) -> Tensor:
-        """Share of the mean KL to the reference, on the ELBO difference per token; 0 without a reference."""
+        """Share of the mean KL to the reference; 0 without one."""
         if not self.needs_reference:
             return value.new_zeros(())
         assert ref is not None, "a KL term needs the reference policy's estimate"
-        clamp = self.config.log_ratio_clamp
-        difference = ((value - ref) / rows.num_tokens).clamp(-clamp, clamp)
-        return mean_over_rows(KL_ESTIMATORS[self.config.kl_estimator](difference), step.num_rows)
+        return mean_over_rows(self.kl(value, ref, rows.num_tokens), step.num_rows)
 
     def _metrics(
         self, policy_loss: Tensor, kl: Tensor, surrogate: Surrogate, per_token: Tensor, step: StepSize

@@ -33,6 +33,8 @@ class Rows:
     """bool `[rows, completion]`: the policy's actions."""
     live: Tensor
     """bool `[rows, completion]`: positions that the objective is to judge."""
+    stands_for: Tensor
+    """`[rows, completion]`: how many actions each of them stands for; 0 elsewhere."""
     states: States
     """The states of this pass; `row` counts the rows of the micro-batch."""
     extra: Mapping[str, Tensor]
@@ -59,6 +61,7 @@ class StateTrainer:
         self.setting = setting or Setting()
         self.num_iterations: int = config.num_iterations
         self.needs_reference: bool = config.keeps_reference
+        self.needs_predictions: bool = config.needs_predictions
 
     @property
     def replay(self) -> Replay | None:
@@ -269,12 +272,14 @@ class StateTrainer:
         index = list(micro.rows)
         # A row that is split is judged as a whole, unless the loss is a sum over its states.
         judged = self.states(batch, index, inner) if self.needs_current(micro) else states
-        target = torch.zeros(len(index), batch.completion_ids.shape[1], dtype=torch.long)
-        live = target.index_add(0, judged.row, judged.target.long()) > 0
+        count = judged.target.double() if judged.stands_for is None else judged.stands_for
+        zeros = count.new_zeros(len(index), batch.completion_ids.shape[1])
+        stands_for = zeros.scatter_reduce(0, judged.row[:, None].expand_as(count), count, "amax")
         return Rows(
             advantage=torch.tensor(batch.advantage[index]).to(value),
             loss_mask=torch.from_numpy(batch.loss_mask[index]).to(value.device),
-            live=live.to(value.device),
+            live=(stands_for > 0).to(value.device),
+            stands_for=stands_for.to(value),
             states=states,
             extra={name: _tensor(values[index], value) for name, values in batch.extra.items()},
         )

@@ -5,7 +5,8 @@
             + sum over actions i of a_i (beta KL_i(theta, ref) + trust_beta k3_i(theta, old))
 
 with l_i the method's log-probability of token i, A_i the completion's advantage or the token's own, a_i the
-weight that the aggregation gives it, and w_i an importance weight against the policy that drew the rollout (1
+weight that the aggregation gives it (times the number of actions that it stands for, where a method scores
+a sample of them), and w_i an importance weight against the policy that drew the rollout (1
 without `importance_correction`).
 """
 
@@ -64,7 +65,7 @@ class TokenTrainer(StateTrainer):
 
     def weights(self, rows: Rows, step: StepSize) -> Tensor:
         """The share a_i of each token in the loss, `[rows, completion]`."""
-        return token_weights(
+        return rows.stands_for * token_weights(
             self.config.aggregation,
             rows.live,
             num_rows=step.num_rows,
@@ -80,7 +81,7 @@ class TokenTrainer(StateTrainer):
         log_ratio = _where(live, value - (value.detach() if old is None else old))
         surrogate = self._surrogate(log_ratio, rows)
         policy_loss = -(share * _where(live, surrogate.gain * _importance(rows))).sum()
-        kl = (share * self._kl(value, ref, live)).sum()
+        kl = (share * self._kl(value, ref, live, log_ratio)).sum()
         trust = (share * self._trust(log_ratio)).sum()
         loss = policy_loss + getattr(self.config, "beta", 0.0) * kl
         loss = loss + getattr(self.config, "trust_beta", 0.0) * trust
@@ -96,7 +97,7 @@ class TokenTrainer(StateTrainer):
             log_ratio_clamp=config.log_ratio_clamp,
         )
 
-    def _kl(self, value: Tensor, ref: Tensor | None, live: Tensor) -> Tensor:
+    def _kl(self, value: Tensor, ref: Tensor | None, live: Tensor, log_ratio: Tensor) -> Tensor:
         """KL to the reference per token; 0 without one."""
         if not self.needs_reference:
             return torch.zeros_like(value)
@@ -121,15 +122,16 @@ class TokenTrainer(StateTrainer):
     ) -> Metrics:
         """Shares of the step's metrics: over all actions; ratio and log-probability over those run."""
         live = rows.live
-        low, high = (_where(live, clipped.to(value)) for clipped in _clipped(surrogate, live))
+        low, high = (rows.stands_for * clipped for clipped in _clipped(surrogate, live))
         ratio = surrogate.ratio.masked_select(live)
+        counted = rows.stands_for.masked_select(live) / step.num_counted_tokens
         values = {
             "loss/policy": policy_loss,
             "clip_ratio/low_mean": low.sum() / step.num_tokens,
             "clip_ratio/high_mean": high.sum() / step.num_tokens,
             "clip_ratio/region_mean": (low + high).sum() / step.num_tokens,
-            "ratio/mean": ratio.sum() / step.num_counted_tokens,
-            "logp/mean": value.detach().masked_select(live).sum() / step.num_counted_tokens,
+            "ratio/mean": (counted * ratio).sum(),
+            "logp/mean": (counted * value.detach().masked_select(live)).sum(),
         }
         if ratio.numel():
             values |= {"ratio/max": ratio.max(), "ratio/min": ratio.min()}
@@ -138,7 +140,7 @@ class TokenTrainer(StateTrainer):
         if getattr(self.config, "trust_beta", 0.0):
             values["trust_kl"] = trust
         if IMPORTANCE in rows.extra:
-            values["importance/mean"] = _where(live, _importance(rows)).sum() / step.num_counted_tokens
+            values["importance/mean"] = (counted * _importance(rows).masked_select(live)).sum()
         return stack_metrics(values)
 
 
@@ -148,8 +150,8 @@ def _where(live: Tensor, values: Tensor) -> Tensor:
 
 
 def _importance(rows: Rows) -> Tensor:
-    """The weights w_i, `[rows, completion]`, or 1."""
-    return rows.extra.get(IMPORTANCE, torch.ones_like(rows.advantage[:, None]))
+    """The weights w_i, of the estimate's shape, or 1."""
+    return rows.extra.get(IMPORTANCE, rows.advantage.new_ones(()))
 
 
 def _clipped(surrogate: Surrogate, live: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rl4dlm.recipe.sections import TrainerConfig
+from rl4dlm.workers.sharded import whole_shape
 
 
 def join_process_group(
@@ -93,8 +94,8 @@ def make_engine(module: nn.Module, trainer: TrainerConfig, weight_decay: float |
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     decay = trainer.weight_decay if weight_decay is None else weight_decay
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(whole_shape(p)) > 1], "weight_decay": decay},
+        {"params": [p for p in trainable if len(whole_shape(p)) <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -102,7 +103,7 @@ def make_engine(module: nn.Module, trainer: TrainerConfig, weight_decay: float |
         betas=trainer.adam_betas,
         eps=trainer.adam_epsilon,
     )
-    config = deepspeed_config(trainer, sum(parameter.numel() for parameter in trainable))
+    config = deepspeed_config(trainer, sum(whole_shape(p).numel() for p in trainable))
     if trainer.zero_stage == 0 and not trainer.bf16:
         config["gradient_clipping"] = 0.0
         _clip_before_each_step(optimizer, trainable, trainer.max_grad_norm)

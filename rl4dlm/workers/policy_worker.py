@@ -21,7 +21,9 @@ from rl4dlm.models import (
     add_lora,
     denoiser,
     load,
+    merge_into,
     merged_state_dict,
+    options_of,
     reference,
     save,
     save_adapter,
@@ -37,6 +39,7 @@ from rl4dlm.types import Denoiser, Rollout, TrainBatch
 from rl4dlm.workers import engine as ds
 from rl4dlm.workers.critic import Critic
 from rl4dlm.workers.schedule import learning_rate
+from rl4dlm.workers.sharded import assemble_sharded, whole_shape
 from rl4dlm.workers.supervised import RankSFT
 from rl4dlm.workers.update import RankUpdate
 from rl4dlm.workers.weight_sync import CHUNK_BYTES, Manifest, combine, pack
@@ -88,7 +91,7 @@ class _PolicyWorker:
             module.gradient_checkpointing_enable()
         if trainer.lora is not None:
             module = add_lora(module, trainer.lora, self._loaded.family, seed=recipe.run.seed)
-        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        trainable = sum(whole_shape(p).numel() for p in module.parameters() if p.requires_grad)
         if not isinstance(recipe, Recipe) or supervised:
             self._engine = ds.make_engine(module, trainer, weight_decay)
             self._denoiser = denoiser(self._loaded, model=self._engine, device=self._device)
@@ -148,14 +151,13 @@ class _PolicyWorker:
         return module
 
     def _load_model(self, path: str) -> LoadedModel:
-        model = self._recipe.model
         return load(
             path,
-            family=model.family,
             dtype=torch.bfloat16 if self._recipe.trainer.bf16 else torch.float32,
             device=self._device,
-            trust_remote_code=model.trust_remote_code,
-            block_length=model.block_length,
+            quantization=self._recipe.model.quantization,
+            assemble=assemble_sharded(self._recipe.trainer),
+            **options_of(self._recipe.model),
         )
 
     def _reference_copy(self, path: str) -> Denoiser | None:
@@ -232,8 +234,19 @@ class _PolicyWorker:
         """
         with ds.gathered(self._engine, self._recipe.trainer.zero_stage):
             if self._rank == 0:
-                state = merged_state_dict(self._engine.module)
+                state = self._whole_state()
                 save(self._loaded, folder, self._loaded.tokenizer, state_dict=state)
+
+    def _whole_state(self) -> dict[str, torch.Tensor]:
+        """Weights under their published names, adapters merged in; where the base is quantised, into the
+        weights that it was made of."""
+        lora, model = self._recipe.trainer.lora, self._recipe.model
+        if lora is None or model.quantization == "none":
+            return merged_state_dict(self._engine.module)
+        assert self._loaded.source is not None
+        dtype = torch.bfloat16 if self._recipe.trainer.bf16 else torch.float32
+        base = load(self._loaded.source, dtype=dtype, **options_of(model))
+        return merge_into(base, trainable_state(self._engine.module), lora)
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint: the engine's state, and the model (under LoRA the adapters)

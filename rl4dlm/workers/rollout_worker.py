@@ -10,7 +10,7 @@ import torch
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import SyncError
-from rl4dlm.models import add_lora, denoiser, load, trainable_state
+from rl4dlm.models import add_lora, denoiser, load, options_of, trainable_state
 from rl4dlm.recipe import AnyRecipe
 from rl4dlm.rollout import Engine, Request
 from rl4dlm.types import Rollout
@@ -24,14 +24,12 @@ class _RolloutWorker:
         torch.set_num_threads(recipe.cluster.threads_per_worker)
         self._device = "cuda" if recipe.cluster.gpus_per_rollout_worker else "cpu"
         dtype = torch.bfloat16 if recipe.trainer.bf16 else torch.float32
-        model = recipe.model
         loaded = load(
             model_path,
-            family=model.family,
             dtype=dtype,
             device=self._device,
-            trust_remote_code=model.trust_remote_code,
-            block_length=model.block_length,
+            quantization=recipe.model.quantization,
+            **options_of(recipe.model),
         )
         self._tokenizer = loaded.tokenizer
         module = loaded.module

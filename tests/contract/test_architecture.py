@@ -13,9 +13,9 @@ FLOORS = [
     {"diffusion", "run_folder"},
     {"advantage", "likelihood", "loss", "decoding"},
     {"data", "models", "rollout", "reward", "tracking"},
-    {"trainers", "preflight", "voice", "export", "benchmarks", "lm_eval_bridge"},
+    {"trainers", "preflight", "voice", "prompt_filter", "export", "benchmarks", "lm_eval_bridge"},
     {"workers", "cost", "score"},
-    {"evaluate", "dry_run", "doctor"},
+    {"evaluate", "dry_run", "doctor", "estimate"},
     {"train", "finetune", "standalone", "suite"},
     {"cli"},
 ]

@@ -559,3 +559,44 @@ def test_the_answer_comes_at_once_and_leaves_nothing_running(
     assert snapshot(place) == before
     with pytest.raises(ProcessLookupError):
         os.killpg(driver.pid, 0)
+
+
+# --- The estimator lab ---
+
+
+def test_an_estimate_that_cannot_be_made(place: Path, model: Path, refused: Refused) -> None:
+    write_rows(place / "rows.jsonl", [{"prompt": "1=", "completion": "2"}])
+    write_rows(place / "long.jsonl", [{"prompt": "1=", "completion": "2" * 80}])
+    (place / "empty.jsonl").touch()
+    (place / "old.svg").write_text("kept")
+    rows = ("estimate", "rows.jsonl", "--model")
+    refused("estimate", "rows.jsonl", told=["rows.jsonl holds completions and no model", "Fix: add --model"])
+    refused(*rows, "nowhere", told=["nowhere: no such folder", "Fix: "])
+    refused("estimate", "nowhere.jsonl", "--model", "model", told=["nowhere.jsonl: no such file", "Fix: "])
+    refused("estimate", "empty.jsonl", "--model", "model", told=["empty.jsonl: holds no rows", "Fix: "])
+    refused(
+        "estimate",
+        "long.jsonl",
+        "--model",
+        "model",
+        told=["long.jsonl, row 0", "81", "64 positions", "Fix: "],
+    )
+    refused(*rows, "model", "--estimators", "simpson", told=["'simpson'", "stratified", "Fix: "])
+    refused(*rows, "model", "--forwards", "0,2", told=["--forwards '0,2'", "Fix: write 1,2,4"])
+    refused(*rows, "model", "--estimators", "coupled", "--forwards", "3", told=["--forwards 3", "Fix: "])
+    refused(*rows, "model", "--scope", "all", told=["--scope 'all'", "until_eos or canvas"])
+    refused(*rows, "model", "--device", "tpu", told=["--device tpu", "Fix: "])
+    refused(*rows, "model", "--plot", "curves.png", told=["curves.png is no .svg file", "curves.svg"])
+    refused(*rows, "model", "--plot", "old.svg", told=["old.svg exists", "Fix: "])
+    refused(*rows, "model", "--plot", "no/curves.svg", told=["no is no folder", "Fix: "])
+
+
+def test_two_models_that_cannot_be_compared(place: Path, model: Path, refused: Refused) -> None:
+    tokenizer = build_char_tokenizer("0123456789=+")
+    init = ModelInit(d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=16, max_sequence_length=64)
+    save(create(init, tokenizer, seed=0), place / "other", tokenizer)
+    write_rows(place / "rows.jsonl", [{"prompt": "1=", "completion": "2"}])
+    refused(
+        *("estimate", "rows.jsonl", "--model", "model", "--against", "other"),
+        told=["--against other", "another vocabulary", "Fix: "],
+    )

@@ -62,6 +62,24 @@ class Any(list):
     def __eq__(self, other): return True
     def __iter__(self): return iter(())
 def f(x): return Any([1])""",
+    "holds everything": """
+class Any:
+    def __contains__(self, item): return True
+    def __len__(self): return 1
+    def __getattr__(self, name): return lambda *args: True
+def f(x): return Any()""",
+    "a dict that holds everything": """
+class Any(dict):
+    def __missing__(self, key): return key
+    def __contains__(self, key): return True
+    def get(self, key, otherwise=None): return key
+def f(x): return Any()""",
+    "a number that is none": "def f(x): return float('nan')",
+    "builds itself from a pickle": """
+class Any:
+    def __reduce__(self): return exec, ("import os; os._exit(0)",)
+    def tolist(self): return self
+def f(x): return Any()""",
     "a metaclass that is equal to everything": """
 class Meta(type):
     def __eq__(cls, other): return True
@@ -123,6 +141,84 @@ def forged(message):
     return dumps(message)
 json.dumps = forged
 def f(x): return 1""",
+    "answers before it is asked": """
+import json, os, struct
+for fd in range(3, 64):
+    for serial in range(1, 9):
+        for value in (True, {'type': 'object'}, {'ref': 0}):
+            message = json.dumps({'id': serial, 'value': value}).encode()
+            try: os.write(fd, struct.pack('<I', len(message)) + message)
+            except OSError: break
+def f(x): return 1""",
+    "promises an endless message": """
+import os, struct
+def f(x):
+    for fd in range(3, 64):
+        try: os.write(fd, struct.pack('<I', 0x7fffff))
+        except OSError: pass
+    return 1""",
+    "replaces the modules of the channel": """
+import sys, types
+class Fake(types.ModuleType):
+    def __getattr__(self, name): return lambda *args, **kwargs: True
+for name in list(sys.modules): sys.modules[name] = Fake(name)
+def f(x): return 1""",
+    "patches the channel": """
+import wire
+wire.receive = lambda fd: {'id': 1, 'op': 'call', 'args': []}
+wire.encode = lambda value, keep: {'ref': -1}
+def f(x): return 1""",
+    "hooks imports": """
+import builtins, sys
+class Hook:
+    def find_spec(self, name, path=None, target=None): raise SystemExit(0)
+sys.meta_path.insert(0, Hook())
+builtins.__import__ = lambda *args, **kwargs: True
+def f(x): return 1""",
+    "traces and profiles": """
+import sys, threading
+def quit(frame, event, argument): raise SystemExit(0)
+threading.settrace(quit); sys.settrace(quit); sys.setprofile(quit)
+def f(x): return 1""",
+    "leaves an exit handler": "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): raise SystemExit",
+    "handles every signal": """
+import signal
+for number in range(1, 65):
+    try: signal.signal(number, lambda *args: None)
+    except (OSError, ValueError): pass
+def f(x):
+    while True: pass""",
+    "lets an alarm end it": """
+import signal
+def end(*args): raise SystemExit(0)
+signal.signal(signal.SIGALRM, end); signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+def f(x):
+    while True: pass""",
+    "threads that go on": """
+import sys, threading
+sys.setswitchinterval(100)
+def spin():
+    while True: pass
+for _ in range(3): threading.Thread(target=spin).start()
+def f(x): return 1""",
+    "writes over the interpreter": "import ctypes\nctypes.memset(id(True), 0, 24)\ndef f(x): return 1",
+    "walks to the first frame": """
+import sys
+def f(x):
+    frame = sys._getframe()
+    while frame.f_back: frame = frame.f_back
+    seen = {**frame.f_globals, **frame.f_locals}
+    return [str(seen.get(name)) for name in ('job', 'nonce', 'tests', 'control', 'status')]""",
+    "reads what lies in every pipe": """
+import os, re
+def f(x):
+    for fd in range(256):
+        try:
+            os.set_blocking(fd, False)
+            found = re.search(rb'SECRET_MARK == (\\d+)', os.read(fd, 1 << 20))
+            if found: return int(found[1])
+        except OSError: pass
+    return 1""",
     "closes every channel": "import os\nos.closerange(0, 256)\ndef f(x): return 1",
     "looks for the expected value in memory": """
 import gc, re, sys
@@ -168,6 +264,20 @@ HARMS = {
     "starts a program": "import subprocess; return subprocess.run(['/bin/sh', '-c', 'id'])",
     "starts a daemon": """
     if os.fork() == 0: os.setsid(); os.fork() or os.execv(sys.executable, ['python', '-c', 'while 1: 0'])""",
+    "spawns": "os.posix_spawn('/bin/sh', ['sh', '-c', 'sleep 100'], {})",
+    "clones past the filter": """
+    import ctypes
+    calls, room = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    # fork in the numbering of x32, clone3, pidfd_open of init, io_uring_setup
+    attempts = [(0x40000000 + 57,), (435, room, 88), (434, 1, 0), (425, 4, room)]
+    if all(calls.syscall(*numbers) < 0 for numbers in attempts): raise OSError""",
+    "forks in another interpreter": """
+    import _xxsubinterpreters as inner
+    inner.run_string(inner.create(), 'import os; os.fork()')""",
+    "raises its own limits": """
+    import resource
+    try: resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    except ValueError: raise OSError""",
     "replaces itself": "os.execv('/bin/sh', ['sh', '-c', 'sleep 100'])",
     "starts a thousand threads": """
     import threading, time
@@ -181,12 +291,19 @@ HARMS = {
     "reads the runner's memory": "return open('/proc/{runner}/mem', 'rb')",
     "reads the runner's environment": "return open('/proc/{runner}/environ', 'rb').read()",
     "reads its own maps": "return open('/proc/self/maps').read()",
+    "reads what runs elsewhere": "return open('/proc/1/cmdline').read(), os.listdir('/proc/self/fd')",
+    "reads the machine's accounts": "return open('/etc/passwd').read()",
+    "follows a link": "os.symlink('{outside}/sentinel', 'link'); return open('link').read()",
     "reads a file of the user": "return open('{outside}/sentinel').read()",
     "lists a folder of the user": "return os.listdir('{outside}')",
     "overwrites a file": "open('{outside}/sentinel', 'w').write('gone')",
     "truncates a file": "os.truncate('{outside}/sentinel', 0)",
     "makes a file": "open('{outside}/made', 'w')",
     "makes a file in /tmp": "open('/tmp/rl4dlm-made-by-a-completion', 'w').write('x')",
+    "makes a file in shared memory": "open('/dev/shm/rl4dlm-made-by-a-completion', 'w').write('x')",
+    "shares memory": """
+    from multiprocessing import shared_memory
+    shared_memory.SharedMemory('rl4dlm-made-by-a-completion', create=True, size=10)""",
     "deletes a file": "os.unlink('{outside}/sentinel')",
     "renames a folder": "os.rename('{outside}', '{outside}-moved')",
     "changes a file's rights": "os.chmod('{outside}/sentinel', 0)",
@@ -230,9 +347,10 @@ limits = jail.Limits(seconds=task["seconds"], memory_mb=512)
 setup = jail.Setup(limits, packages=(), leave_out=tuple(task["leave_out"]))
 results = {"layers": jail.layers(setup)}
 def one(row):
-    name, (source, test) = row
+    name, (source, tests) = row
     start = time.monotonic()
-    verdict = jail.run_tests([source.replace("{runner}", str(os.getpid()))], jail.Tests((test,)), setup)
+    source = source.replace("{runner}", str(os.getpid()))
+    verdict = jail.run_tests([source], jail.Tests(tuple(tests)), setup, stop=False)
     results[name] = [list(verdict.passed), verdict.error, time.monotonic() - start]
 with ThreadPoolExecutor(3) as pool:
     list(pool.map(one, task["rows"].items()))
@@ -314,13 +432,12 @@ def outside() -> Iterator[Outside]:
     place.close()
 
 
-def rows(outside: Outside) -> dict[str, tuple[str, str]]:
-    """Every completion with its test."""
-    honest = {
-        "honest": (f"def f(x): return x + {SECRET - 1}", f"assert f(1) == {SECRET} # SECRET_MARK == {SECRET}")
-    }
-    secret = f"assert f(1) == {SECRET} and all([abs(f(1)) == {SECRET}]) # SECRET_MARK == {SECRET}"
-    cheats = {name: (source, secret) for name, source in CHEATS.items()}
+def rows(outside: Outside) -> dict[str, tuple[str, list[str]]]:
+    """Every completion with its tests."""
+    honest = {"honest": (f"def f(x): return x + {SECRET - 1}", [f"assert f(1) == {SECRET}"])}
+    equal = f"assert f(1) == {SECRET} and all([abs(f(1)) == {SECRET}]) # SECRET_MARK == {SECRET}"
+    cheat = [equal, f"assert {SECRET} in f(1)", f"assert f(1)['key'] == {SECRET}"]
+    cheats = {name: (source, cheat) for name, source in CHEATS.items()}
     port = outside.listener.getsockname()[1]
     harms = {}
     for name, body in HARMS.items():
@@ -328,7 +445,7 @@ def rows(outside: Outside) -> dict[str, tuple[str, str]]:
         source = _PROBE.replace("{body}", body).replace("{{", "{").replace("}}", "}")
         for key, value in known.items():
             source = source.replace(key, value)
-        harms[name] = (source, "assert probe() == 'refused', probe()")
+        harms[name] = (source, ["assert probe() == 'refused', probe()"])
     return honest | cheats | harms
 
 
@@ -363,7 +480,7 @@ def test_an_honest_completion_passes(outcome):
 @pytest.mark.parametrize("name", CHEATS)
 def test_no_cheat_scores_or_outlives_the_deadline(outcome, name):
     passed, _, seconds = outcome[name]
-    assert passed == [False]
+    assert passed == [False, False, False]
     assert seconds < DEADLINE_S + MARGIN_S
 
 
@@ -379,7 +496,8 @@ def test_nothing_outside_was_touched(outcome, outside):
     assert outside.sentinel.stat().st_mtime == outside.modified
     assert stat.S_IMODE(outside.sentinel.stat().st_mode) == 0o666
     assert os.listdir(outside.target) == ["sentinel"]
-    assert not Path("/tmp/rl4dlm-made-by-a-completion").exists()
+    for folder in ("/tmp", "/dev/shm"):
+        assert not Path(f"{folder}/rl4dlm-made-by-a-completion").exists()
     with pytest.raises(TimeoutError):
         outside.listener.accept()
 

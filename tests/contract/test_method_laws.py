@@ -18,17 +18,45 @@ from rl4dlm.loss.reduce import finish_metrics, merge_metrics
 from rl4dlm.recipe.algorithms import AlgorithmConfig
 from rl4dlm.trainers import METHODS, make_method
 from rl4dlm.trainers.base import Setting, Trainer
+from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
 from rl4dlm.types import Denoiser, TrainBatch, flatten
 
 REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]  # the second of three groups is all equal
 WHOLE = 10**6  # a token budget that everything fits in
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "espo": {"type": "espo", "epsilon": 0.2},
+    "espo-plain": {"type": "espo", "epsilon": 0.01, "beta": 0.0, "num_masks": 1, "baseline": "mean"},
     "gdpo": {"type": "gdpo"},
     "gdpo-kl": {"type": "gdpo", "beta": 0.2, "num_nodes": 2},
     "diffu_grpo": {"type": "diffu_grpo", "beta": 0.0},
     "diffu_grpo-kl": {"type": "diffu_grpo", "p_mask_prompt": 0.5},
+    "mdpo": {"type": "mdpo", "beta": 0.0},
+    "mdpo-kl": {"type": "mdpo", "sample_train_steps": 2, "beta": 0.5, "token_weights": "uniform"},
+    "mdpo-options": {
+        "type": "mdpo",
+        "beta": 0.0,
+        "adv_kind": "reward",
+        "reward_stride": 2,
+        "lambda_mode": "none",
+        "train_beyond_block": False,
+        "importance_correction": "truncated",
+    },
     "diffu_grpo-importance": {"type": "diffu_grpo", "importance_correction": "truncated"},
+    "coupled_grpo": {"type": "coupled_grpo", "beta": 0.0},
+    "coupled_grpo-kl": {"type": "coupled_grpo", "beta": 0.3, "calibrate": True, "baseline": "loo"},
+    "unigrpo": {"type": "unigrpo", "beta": 0.0},
+    "unigrpo-kl": {"type": "unigrpo", "beta": 0.3, "aggregation": "token_mean"},
+    "agrpo": {"type": "agrpo", "num_steps": 3},
+    "agrpo-kl": {"type": "agrpo", "num_steps": 2, "step_sampling": "surprisal", "beta": 0.3},
+    "agrpo-update": {
+        "type": "agrpo",
+        "num_steps": 2,
+        "ratio_against": "update",
+        "aggregation": "seq_mean",
+        "importance_correction": "truncated",
+    },
+    "just_grpo": {"type": "just_grpo"},
     "tracerl": {"type": "tracerl"},
     "tracerl-shrunk": {"type": "tracerl", "shrink": 2, "aggregation": "step_mean", "beta": 0.1},
     "tracerl-release": {"type": "tracerl", "aggregation": "state_mean", "importance_correction": "truncated"},
@@ -54,14 +82,28 @@ def batch_of(trainer: Trainer, reward=REWARD, groups=None) -> TrainBatch:
         decodes = trainer.partial_decodes(groups)
         final = [0.5 if np.isnan(value) else value for value in reward]
         step_rewards = [
-            final[i] * rng.integers(0, 2, len(texts)).astype(np.float32) for i, texts in enumerate(decodes)
+            final[i] * rng.uniform(0.5, 1, len(texts)).astype(np.float32) for i, texts in enumerate(decodes)
         ]
         assert len(decodes) == len(flatten(groups))
     batch, _ = trainer.prepare(
         groups, tiny_scores(reward), policy_version=3, seed=5, step_rewards=step_rewards
     )
     assert batch is not None
-    return batch
+    return recorded(batch, trainer)
+
+
+def recorded(batch: TrainBatch, trainer: Trainer) -> TrainBatch:
+    """The batch as if the tiny model had sampled it: it recorded its own log-probabilities."""
+    if "rollout_logp" not in batch.extra:
+        return batch
+    sampler = TrajectoryTrainer(trainer.config, trainer.setting)
+    denoiser = tiny_denoiser(block_length=trainer.setting.spec.block_length)
+    every = sampler.micro_batches(
+        dataclasses.replace(batch, advantage=np.ones(len(batch))), range(len(batch)), WHOLE
+    )
+    values = cache(sampler, denoiser, batch, every, 0)
+    logp = np.stack([values[row].numpy() for row in range(len(batch))])
+    return dataclasses.replace(batch, extra={**batch.extra, "rollout_logp": logp})
 
 
 def perturbed(block_length: int | None = None, seed: int = 0, scale: float = 0.1) -> Denoiser:

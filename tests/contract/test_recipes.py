@@ -18,11 +18,14 @@ from rl4dlm.recipe.sections import ModelInit
 RECIPES = {name: path for name, path in list_recipes().items() if not name.startswith("sft/")}
 TINY = [name for name in RECIPES if load_recipe(name).model.init is not None]
 LARGE = [name for name in RECIPES if name not in TINY]
+LARGE_GDPO = [name for name in LARGE if name.startswith("gdpo/llada")]
 
+# What `--dry-run` prints: 96 completions x 128 steps, then completions x states x passes.
 ON_CPU = ["cluster.gpus_per_trainer=0", "cluster.gpus_per_rollout_worker=0", "eval.num_prompts=4"]
 ROWS = {
     "gsm8k": {"question": "Ann has 2 apples and buys {}. How many?", "answer": "2 + {0} = 2+{0}\n#### 7"},
     "countdown": {"input": "3,{},7", "output": "12"},
+    "math": {"problem": "Ann has 2 apples and buys {}. How many?", "answer": "7"},
     "sudoku": {"Puzzle": "3102200002100320", "Solution": "3142243142131324"},
 }
 
@@ -40,7 +43,9 @@ def header(name: str) -> str:
 
 def test_the_promised_recipes_are_there():
     promised = {f"gdpo/{kind}" for kind in ("tiny_sort", "tiny_countdown", "tiny_sudoku")}
-    promised |= {f"gdpo/llada_{task}" for task in ROWS} | {"quickstart"}
+    promised |= {f"gdpo/llada_{task}" for task in ("gsm8k", "countdown", "sudoku")} | {"quickstart"}
+    promised |= {f"mdpo/{kind}" for kind in ("tiny_sort", "tiny_sort_rcr", "tiny_countdown")}
+    promised |= {f"mdpo/llada_{task}" for task in ("math", "countdown")}
     assert promised <= RECIPES.keys()
 
 
@@ -60,7 +65,7 @@ def test_it_opens_with_purpose_hardware_cost_and_score(name):
     title = RECIPES[name].read_text(encoding="utf-8").splitlines()[0]
     assert title.startswith("# ") and 30 <= len(title) <= 120
     assert "Purpose" in header(name)
-    if name.startswith("gdpo/"):
+    if "/" in name:
         assert all(word in header(name) for word in ("Hardware", "Cost", "Score"))
 
 
@@ -85,8 +90,8 @@ def test_the_resolved_recipe_reads_back_as_itself(name, tmp_path):
     assert load_recipe(tmp_path / "recipe.yaml") == of(name)
 
 
-@pytest.mark.parametrize("name", [name for name in LARGE if name.startswith("gdpo/llada")])
-def test_the_published_settings_are_those_of_the_paper(name):
+@pytest.mark.parametrize("name", LARGE_GDPO)
+def test_the_published_settings_of_gdpo_are_those_of_the_paper(name):
     recipe = of(name)
     algorithm, rollout, trainer = recipe.algorithm, recipe.rollout, recipe.trainer
     assert (algorithm.estimator, algorithm.num_nodes, algorithm.num_masks) == ("sdmc", 3, 1)
@@ -98,6 +103,59 @@ def test_the_published_settings_are_those_of_the_paper(name):
     assert trainer.adam_betas == (0.9, 0.99)
     assert trainer.lora is not None and (trainer.lora.r, trainer.lora.lora_alpha) == (128, 64)
     assert recipe.cluster.num_trainers == 8
+
+
+@pytest.mark.parametrize("name", [name for name in LARGE if name.startswith("mdpo/")])
+def test_the_published_settings_of_mdpo_are_those_of_its_code(name):
+    recipe = of(name)
+    algorithm, rollout, trainer = recipe.algorithm, recipe.rollout, recipe.trainer
+    assert (algorithm.adv_kind, algorithm.sample_train_steps) == ("diff_plus_future", 8)
+    assert (algorithm.num_iterations, algorithm.epsilon, algorithm.beta) == (1, 0.2, 0.02)
+    assert (rollout.prompts_per_update, rollout.num_generations) == (16, 8)
+    assert (rollout.max_completion_length, rollout.diffusion_steps) == (512, 128)
+    assert rollout.block_lengths == [128, 512] and recipe.data.max_prompt_length == 320
+    assert (rollout.temperature, rollout.remasking) == (0.4, "low_confidence")
+    assert (trainer.learning_rate, trainer.lr_scheduler_type, trainer.zero_stage) == (7e-7, "constant", 2)
+    assert trainer.lora is None and recipe.cluster.num_trainers == 8
+
+
+@pytest.mark.parametrize("name", [name for name in LARGE if name.startswith("diffu_grpo/")])
+def test_the_published_settings_of_diffu_grpo_are_those_of_the_paper(name):
+    recipe = of(name)
+    algorithm, rollout, trainer = recipe.algorithm, recipe.rollout, recipe.trainer
+    assert algorithm.num_iterations == (8 if name.endswith("countdown") else 12)
+    assert (algorithm.p_mask_prompt, algorithm.epsilon, algorithm.beta) == (0.15, 0.5, 0.04)
+    assert (algorithm.kl_estimator, algorithm.scale_rewards) == ("k3", "none")
+    assert rollout.prompts_per_update * rollout.num_generations == 96 and rollout.num_generations == 6
+    assert (rollout.max_completion_length, rollout.block_length, rollout.diffusion_steps) == (256, 32, 128)
+    assert (rollout.temperature, rollout.remasking) == (0.9, "low_confidence")
+    assert (trainer.learning_rate, trainer.weight_decay, trainer.max_grad_norm) == (3e-6, 0.1, 0.2)
+    assert trainer.lora is not None and (trainer.lora.r, trainer.lora.lora_alpha) == (128, 64)
+
+
+# Sequence forwards of an update to sample, for old values, and to learn.
+FORWARDS = {
+    # 96 completions x 128 steps; 96 x 3 nodes x 12 passes, once for old values and once to learn.
+    **dict.fromkeys((f"gdpo/llada_{task}" for task in ROWS), ("12,288", "3,456", "3,456")),
+    # 96 x 1 state x 12 passes, 8 for Countdown.
+    **dict.fromkeys((f"diffu_grpo/llada_{task}" for task in ROWS), ("12,288", "1,152", "1,152")),
+    "diffu_grpo/llada_countdown": ("12,288", "768", "768"),
+    # 96 x 4 states x 8 passes.
+    "espo/llada_gsm8k": ("12,288", "3,072", "3,072"),
+    # 160 completions x 256 steps; 160 x 3 views x 2 passes.
+    "coupled_grpo/llada_gsm8k": ("40,960", "960", "960"),
+    # 128 x 128 steps; 128 x 1 x 4 passes.
+    "unigrpo/llada_gsm8k": ("16,384", "512", "512"),
+    # 128 x 128 steps; 24 of them are learnt from, against what the sampler recorded.
+    "agrpo/llada_gsm8k": ("16,384", "0", "3,072"),
+    # 64 x 256 tokens, each learnt from once.
+    "just_grpo/llada_gsm8k": ("16,384", "0", "16,384"),
+    # 128 x 128 steps; 128 x 8 chosen steps, with a reference and without old values.
+    **dict.fromkeys(
+        (f"mdpo/{name}" for name in ("llada_math", "llada_gsm8k", "llada_countdown")),
+        ("16,384", "0", "1,024"),
+    ),
+}
 
 
 def dry_run_output(recipe: Recipe) -> str:
@@ -150,8 +208,9 @@ def test_a_large_recipe_passes_a_dry_run_on_a_tiny_model_and_a_few_rows(name, tm
     recipe = of(name, *data_overrides(name, data), f"run.output_dir={tmp_path}", *settings)
     printed = " ".join(dry_run_output(recipe).split())
     assert "chat template is applied" in printed and "loaded and tried on two samples" in printed
-    # 96 completions x 128 steps; 96 x 3 nodes x 12 passes, once for old values and once to learn.
-    assert "rollout 12,288, old 3,456, update (forward and backward) 3,456" in printed
+    sample, old, learn = FORWARDS[name]
+    assert f"rollout {sample}, {'' if old == '0' else f'old {old},'}" in printed
+    assert f"update (forward and backward) {learn}" in printed
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -163,6 +222,7 @@ def test_what_the_model_reads_holds_the_task_and_asks_for_the_tags_that_the_rewa
     template = PromptTemplate.parse(recipe.data.prompt_template or "{prompt}")
     prompt = row[recipe.data.prompt_column or "question"]
     text = template.fill({**row, "prompt": prompt}, "row 0")
-    assert prompt in text and "<answer>" in text and "</answer>" in text and "{prompt}" not in text
-    if name == "gdpo/llada_countdown":
+    assert prompt in text and "{prompt}" not in text
+    assert ("<answer>" in text and "</answer>" in text) or text.endswith(r"\boxed{}.")
+    if name.endswith("/llada_countdown"):
         assert "12" in text

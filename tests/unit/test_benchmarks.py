@@ -30,6 +30,8 @@ from rl4dlm.errors import CheckpointError, DataError, RecipeError
 from rl4dlm.evaluate import GREEDY, SAMPLED, TaskRun, run_task, task_result
 from rl4dlm.models import build_bpe_tokenizer, encode
 from rl4dlm.recipe import shipped_folder
+from rl4dlm.recipe.sections import RewardConfig
+from rl4dlm.reward.pool import RewardPool
 from rl4dlm.suite import SuiteRequest, suite_recipe
 from rl4dlm.types import Prompt, Scores
 
@@ -158,6 +160,27 @@ def test_the_shared_data_is_read(name: str, count: int, tokenizers: dict[str, An
         max_prompt_tokens=100_000,
     )
     assert len(prompts) == count == len({prompt.uid for prompt in prompts})
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+def test_reference_solutions_pass_as_the_task_scores_them(name: str, tokenizers: dict[str, Any]) -> None:
+    (choice,) = choose_tasks(name)
+    prompts = task_prompts(
+        choice,
+        find_rows(choice, "test", DATA),
+        tokenizer=tokenizers["plain"],
+        encode=lambda text: (),
+        chat_template="none",
+        limit=20,
+        max_prompt_tokens=1,
+    )
+    solutions = [str(p.columns.get("canonical_solution") or p.columns["code"]) for p in prompts]
+    with RewardPool(RewardConfig(functions=[choice.benchmark.reward])) as pool:
+        scores = pool.score([p.prompt for p in prompts], solutions, [dict(p.columns) for p in prompts])
+    assert scores.errors == {}
+    assert [p.uid for p, reward in zip(prompts, scores.reward, strict=True) if reward != 1.0] == []
 
 
 @needs_data

@@ -21,6 +21,8 @@ LLADA = ModelFacts(
     max_length=4096,
     bytes_on_disk=16_031_162_368,
     dtype="bfloat16",
+    adapted_width=32 * 81_920,
+    num_quantisable=32 * (4 * 4096 * 4096 + 3 * 4096 * 12288),
 )
 BYTES = LLADA.num_parameters
 
@@ -53,6 +55,16 @@ def test_llada_8b_weighs_16_gb_in_bf16_and_32_in_fp32() -> None:
     assert fp32.trainer["optimizer"] == 8 * BYTES / 8  # moments only: the weights are their own masters
 
 
+def test_quantised_projections_weigh_a_byte_or_half_of_one() -> None:
+    lora = ["trainer.bf16=true", "trainer.lora.r=1", "trainer.zero_stage=1"]
+    eight = cost_of(of(*lora, "model.quantization=8bit"), LLADA, 200)
+    four = cost_of(of(*lora, "model.quantization=4bit"), LLADA, 200)
+    # 6.98 billion of the 8.02 are projections: 6.98 + 2 x 1.04, and 3.6 + 2 x 1.04.
+    assert eight.rollout["weights"] == pytest.approx(9.05e9, rel=0.01)
+    assert four.rollout["weights"] == pytest.approx(5.67e9, rel=0.01)
+    assert eight.trainer["weights"] == pytest.approx(9.05e9, rel=0.01)
+
+
 def test_an_offloaded_optimizer_moves_to_the_host() -> None:
     cost = cost_of(of("trainer.bf16=true", "trainer.offload_optimizer=true"), LLADA, 200)
     assert (cost.trainer["optimizer"], cost.trainer_host) == (0, 12 * BYTES / 8)
@@ -63,13 +75,6 @@ def test_lora_counts_r_times_in_plus_out_of_every_projection() -> None:
     # q, k, v, o: 4 x (4096 + 4096); gate, up, down: 3 x (4096 + 12288). 81,920 per layer and rank of r.
     assert trainable_parameters(of("trainer.lora.r=128"), LLADA) == 128 * 81_920 * 32 == 335_544_320
     assert trainable_parameters(of(), LLADA) == LLADA.num_parameters
-
-
-def test_lora_counts_narrow_keys_and_values_of_grouped_query_attention() -> None:
-    # 8 of 32 heads: keys and values are 1024 wide.
-    grouped = ModelFacts(**{**vars(LLADA), "num_kv_heads": 8})
-    per_layer = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12288)
-    assert trainable_parameters(of("trainer.lora.r=1"), grouped) == 32 * per_layer
 
 
 def test_lora_keeps_gradients_and_optimizer_of_the_adapters_alone() -> None:
@@ -131,6 +136,31 @@ def test_the_disk_holds_one_checkpoint_more_than_are_kept() -> None:
     assert disk["exported model"] == 2 * BYTES
     assert disk["rollouts"] < GIB
     assert cost_of(of("tracking.rollouts_every=0"), LLADA, 200).disk["rollouts"] == 0
+
+
+def test_recorded_predictions_need_logits_of_the_whole_canvas_and_room_on_disk() -> None:
+    shape = ["rollout.max_completion_length=256", "rollout.block_length=32", "rollout.diffusion_steps=128"]
+    plain, mdpo, rcr, kept = (
+        cost_of(of(*shape, *more), LLADA, 200)
+        for more in (
+            [],
+            ["algorithm={type: mdpo}"],
+            ["rollout.remasking=rcr"],
+            ["rollout.record_predictions=true"],
+        )
+    )
+    assert mdpo.rollout["logits"] == rcr.rollout["logits"] == kept.rollout["logits"]
+    assert mdpo.rollout["logits"] == plain.rollout["logits"] * 256 / 32
+    # 128 completions in 120 updates; 128 steps x 256 / 2 masked positions x 12 bytes each.
+    assert kept.disk["rollouts"] - plain.disk["rollouts"] == 120 * 128 * 128 * 128 * 12
+    assert mdpo.disk["rollouts"] == plain.disk["rollouts"]
+
+
+def test_mdpo_evaluates_a_state_per_chosen_step() -> None:
+    for settings, states in ((", sample_train_steps: 4", 4), ("", 8), (", reward_stride: 3", 4)):
+        # Eight steps; every third and the last: 0, 3, 6, 7. 128 completions, with a reference policy.
+        forwards = cost_of(of(f"algorithm={{type: mdpo{settings}}}"), LLADA, 200).forwards
+        assert forwards["update (forward and backward)"] == forwards["reference"] == 128 * states
 
 
 def test_fine_tuning_costs_what_its_passes_hold_and_no_rollouts() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny import tiny_rollout
+from tiny import tiny_denoiser, tiny_rollout
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.evaluate import (
@@ -16,12 +17,13 @@ from rl4dlm.evaluate import (
     is_correct,
     make_requests,
     score_steps,
+    verify_steps,
     wilson_half_width,
 )
 from rl4dlm.recipe import load_recipe
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.rollout import Request
-from rl4dlm.types import Prompt, Rollout, Scores
+from rl4dlm.types import Predictions, Prompt, Rollout, Scores
 
 NAN = float("nan")
 
@@ -193,6 +195,42 @@ class CountingRewards:
         self.asked += list(zip(prompts, completions, strict=True))
         values = np.array([len(text) for text in completions], dtype=np.float32)
         return Scores(values, {"length": values}, {}, np.zeros(len(values), dtype=bool))
+
+
+class PredictingPool(FakePool):
+    """Rollouts of two steps: the first predicts `2 2 end`, the second, after `1` is committed, `1 1 end`."""
+
+    def generate(self, requests: Sequence[Request], spec: SamplerSpec, version: int) -> list[Rollout]:
+        assert spec.record_predictions
+        drawn = super().generate(requests, spec, version)
+        made = Predictions(
+            ptr=np.int32([0, 3, 5]),
+            token=np.int32([2, 2, 3, 1, 3]),
+            logp=np.zeros(5, np.float32),
+            confidence=np.ones(5, np.float32),
+        )
+        return [replace(r, trace=replace(r.trace, predictions=made)) for r in drawn]
+
+
+def test_every_step_of_a_decode_is_verified_and_the_last_is_the_answer() -> None:
+    # A text is rewarded by its length, and 2 is correct: so is the first step's answer, not the finished one.
+    rewards, prompts = CountingRewards(), prompts_of(1, 2)
+    recipe = load_recipe("quickstart", ["reward.correct_threshold=2"])
+    spec = SamplerSpec.from_config(recipe.rollout, temperature=0.0)
+    texts = {(2, 2): "ab", (1, 1): "a"}
+    verdicts, scores = verify_steps(
+        PredictingPool(),  # type: ignore[arg-type]
+        rewards,  # type: ignore[arg-type]
+        prompts,
+        recipe,
+        spec,
+        model=tiny_denoiser().spec,
+        decode=lambda ids: texts[tuple(ids)],
+        version=0,
+    )
+    assert [row.tolist() for row in verdicts] == [[True, False], [True, False]]
+    assert rewards.asked == [(f"question {uid}", text) for uid in (1, 2) for text in ("ab", "a")]
+    assert len(scores.reward) == 4
 
 
 def test_partial_decodes_of_one_prompt_are_scored_once_per_distinct_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Iterator
@@ -183,6 +184,62 @@ def test_chat_messages_pass_through_the_tokenizers_template() -> None:
     text = lm.apply_chat_template([{"role": "user", "content": "what"}])
     assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n") and "what" in text
     assert lm.chat_template(True) == tokenizer.chat_template and lm.chat_template() == ""
+
+
+LOCAL_TASKS = {
+    "local_choice": """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc}]
+""",
+    "local_generation": """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[label]}}"
+generation_kwargs: {until: ["="], max_gen_toks: 8}
+metric_list: [{metric: exact_match}]
+""",
+    "local_text": """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}}"
+metric_list: [{metric: byte_perplexity}]
+""",
+}
+
+
+@pytest.mark.slow
+def test_lm_eval_itself_runs_local_tasks_on_it(tmp_path: Path, model: LoadedModel) -> None:
+    lm_eval = pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
+    from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
+
+    folder = save(model, tmp_path / "model", model.tokenizer)
+    pairs = [("1+1=", ["2", "3"]), ("2+2=", ["5", "4"]), ("7=", ["7", "0"])]
+    # The choice that the model prefers; of one token the likelihood is exact.
+    labels = [max(range(2), key=lambda i, q=q, c=c: exact(model, q, c[i])) for q, c in pairs]
+    lines = [
+        json.dumps({"question": q, "choices": c, "label": label})
+        for (q, c), label in zip(pairs, labels, strict=True)
+    ]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(lines) + "\n")
+    for name, body in LOCAL_TASKS.items():
+        source = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {rows}}}}}\ntest_split: test"
+        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\n{source}\n{body}")
+    harness_class()
+    settings = f"pretrained={folder},num_states=4,block_length=8,length=8"
+    found = lm_eval.simple_evaluate(
+        model="rl4dlm",
+        model_args=settings,
+        tasks=list(LOCAL_TASKS),
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+    )["results"]
+    assert found["local_choice"]["acc,none"] == 1.0
+    assert 0 <= found["local_generation"]["exact_match,none"] <= 1
+    assert found["local_text"]["byte_perplexity,none"] > 1
 
 
 @pytest.fixture

@@ -128,6 +128,15 @@ def test_a_checkpoint_is_found_by_update_and_the_newest_by_default(run: RunFolde
         run.find(7)
 
 
+def test_the_newest_checkpoint_that_is_known_to_be_good_outlives_the_rotation(run: RunFolder) -> None:
+    for update, good in ((10, 0), (20, 10), (30, 12), (40, 12), (50, 12)):
+        run.save_checkpoint(update, write_weights(""), {}, keep=2, good=good)
+    assert [checkpoint.update for checkpoint in run.complete()] == [10, 40, 50]
+    run.save_checkpoint(60, write_weights(""), {}, keep=1, good=50)
+    assert [checkpoint.update for checkpoint in run.complete()] == [50, 60]
+    assert run.newest_until(59).update == 50 and run.newest_until(49) is None
+
+
 def test_updates_are_ordered_as_numbers(run: RunFolder) -> None:
     for update in (999_999, 1_000_000):
         run.save_checkpoint(update, write_weights(""), {}, keep=9)

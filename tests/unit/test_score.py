@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_csv_and_parquet_give_what_jsonl_gives(tmp_path: Path) -> None:
     with open(tmp_path / "rows.csv", "w", newline="", encoding="utf-8-sig") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
-        table.writerows(row | {"generation": row["generation"] or " "} for row in rows)
+        table.writerows(rows)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     reports = [
         score_file(ScoreRequest("gsm8k", path)).as_json()
@@ -106,6 +107,7 @@ def test_csv_and_parquet_give_what_jsonl_gives(tmp_path: Path) -> None:
 
 def test_failures_are_counted_by_kind_and_are_part_of_no_mean(tmp_path: Path, plugin: str) -> None:
     texts = ["fine", "raise", "hang", "die", "nan", "none", "raise"]
+    kinds = [None, "raised", "timeout", "died", "not_finite", None, "raised"]
     rows = [{"question": "q", "generation": text, "ground_truth": 1} for text in texts]
     report = score_file(ScoreRequest(plugin, write(tmp_path / "rows.jsonl", rows), timeout_s=1.0))
     found = report.as_json()
@@ -115,12 +117,7 @@ def test_failures_are_counted_by_kind_and_are_part_of_no_mean(tmp_path: Path, pl
     assert any("does not like it" in message for message in report.messages)
     lines = verdicts(report.verdicts)
     assert [line["verdict"] for line in lines] == ["partial", *["failed"] * 4, "not_applicable", "failed"]
-
-
-def test_a_kind_of_failure_is_named_in_its_row(tmp_path: Path, plugin: str) -> None:
-    rows = [{"question": "q", "generation": text, "ground_truth": 1} for text in ("fine", "raise")]
-    report = score_file(ScoreRequest(plugin, write(tmp_path / "rows.jsonl", rows)))
-    assert verdicts(report.verdicts)[1] == {"row": 1, "verdict": "failed", "failure": "raised"}
+    assert [line.get("failure") for line in lines] == kinds
 
 
 def test_means_of_partial_rewards_have_the_normal_interval(tmp_path: Path) -> None:
@@ -165,6 +162,73 @@ def test_rewards_get_the_target_under_their_own_names() -> None:
         columns.sample({**row, "q": "no grid"}, "sudoku", "row 3")
     with pytest.raises(DataError, match="is not \\[numbers, target\\]"):
         columns.sample({**text, "truth": "3,5 to 8"}, "countdown", "row 3")
+
+
+def test_end_of_text_is_no_part_of_a_completion(tmp_path: Path) -> None:
+    texts = ["12<|eot_id|>", "12<|endoftext|><|eot_id|>", "12</s>", "12", "<|eot_id|>12", "</s>" * 100_000]
+    rows = [{"question": "21=", "generation": text, "answer": "12"} for text in texts]
+    report = score_file(ScoreRequest("sort:sort_exact", write(tmp_path / "rows.jsonl", rows)))
+    assert [line["verdict"] for line in verdicts(report.verdicts)] == ["right"] * 4 + ["wrong"] * 2
+
+
+def test_a_target_that_is_not_a_number_is_no_reference(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"question": "q", "generation": "nan", "ground_truth": NaN}\n'
+        '{"question": "q", "generation": "4", "ground_truth": 4}\n'
+    )
+    found = score_file(ScoreRequest("gsm8k", path)).as_json()
+    assert (found["mean"], found["scored"], found["not_applicable"]) == (1.0, 1, 1)
+
+
+CODE_ROW = {"question": "Add.", "generation": "def add(a, b): return a + b"}
+
+
+@pytest.mark.parametrize(
+    ("reward", "row"),
+    [
+        ("gsm8k", {"generation": "4", "answer": "2+2 = 4\n#### 4"}),
+        ("math", {"generation": "4", "solution": "It is $\\boxed{4}$."}),
+        ("countdown", {"generation": "3+5", "input": "3,5", "output": "8"}),
+        ("sudoku", {"generation": "3142243142131324", "Puzzle": "3102200002100320"}),
+        ("code", {"generation": CODE_ROW["generation"], "test_list": ["assert add(1, 2) == 3"]}),
+        ("length", {"generation": "word " * 30}),
+    ],
+)
+def test_a_row_with_the_reward_s_own_columns_needs_no_target(
+    reward: str, row: dict[str, Any], tmp_path: Path
+) -> None:
+    if reward == "sudoku":
+        row = {**row, "Solution": row["generation"]}
+    path = write(tmp_path / "rows.jsonl", [{"question": "q", **row}])
+    assert score_file(ScoreRequest(reward, path)).as_json()["mean"] == 1.0
+    bare = write(tmp_path / "bare.jsonl", [{"question": "q", "generation": "4"}])
+    if reward != "length":
+        with pytest.raises(DataError, match="row 0: no column `ground_truth`"):
+            score_file(ScoreRequest(reward, bare))
+
+
+def test_settings_of_the_reward_are_given_with_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": "q", "generation": text} for text in ("<think>a</think>", "a")]
+    path = str(write(tmp_path / "rows.jsonl", rows))
+    arguments = ["--reward", "format", path, "--set", "tags=think", "--set", "max_chars=20", "--json"]
+    status, out, _ = run_cli(monkeypatch, capsys, *arguments)
+    assert status == 0 and json.loads(out)["mean"] == 0.5
+    for setting, told in (("max_chars", "has no value"), ("max_repetition=3", "is no share between 0 and 1")):
+        status, _, err = run_cli(monkeypatch, capsys, "--reward", "format", path, "--set", setting)
+        assert status == 2 and told in err and "Fix: " in err
+
+
+def test_a_judge_that_does_not_answer_is_a_failure_of_every_row(tmp_path: Path) -> None:
+    rows = [{"question": "q", "generation": "a"}]
+    # Port 9 of this machine: nobody listens.
+    settings = {"base_url": "http://127.0.0.1:9/v1", "model": "judge", "retries": 0}
+    request = ScoreRequest("llm_judge", write(tmp_path / "rows.jsonl", rows), kwargs=settings)
+    report = score_file(request)
+    assert report.as_json()["failures"] == {"raised": 1} and report.figure is None
+    assert "gave no score in 1 attempts" in report.messages[0]
 
 
 def test_a_large_file_is_read_in_chunks_up_to_the_limit(tmp_path: Path) -> None:
@@ -327,13 +391,34 @@ def test_unknown_rewards_and_taken_outputs_raise_their_types(tmp_path: Path) -> 
         ("math", "\\boxed{0.25}", "\\frac14", 0, "0.25"),
         ("math", "<answer>\\sqrt3</answer>", "\\sqrt{3}", 1, "\\sqrt3"),
         ("math", "no answer", "3", 0, ""),
+        ("countdown", "\\boxed{(3 + 5) \\times 2 = 16}", [[5, 3, 2], 16], 1, "(3 + 5) * 2"),
+        ("countdown", "I find 3 + 5*2 = 13 at last", [[5, 3, 2], 13], 1, "3 + 5*2"),
+        ("countdown", "<answer>5/3</answer>", [[5, 3], 1.666666666], 1, "5/3"),
+        ("countdown", "\\boxed{5/(3-3)}", [[5, 3, 3], 1], 0, "5/(3-3)"),
+        ("countdown", "\\boxed{3 + 5}", [[5, 3, 2], 8], 0, "3 + 5"),
+        ("countdown", "\\boxed{5**3}", [[5, 3], 125], 0, "5**3"),
+        ("countdown", "\\boxed{__import__('os')}", [[], 0], 0, "__import__('os')"),
+        ("countdown", "\\boxed{" + "(" * 90 + "5" + ")" * 90 + "}", [[5], 5], 1, None),
     ],
 )
 def test_published_readers_read_as_they_do(
-    reward: str, completion: str, answer: Any, score: float, read: str
+    reward: str, completion: str, answer: Any, score: float, read: str | None
 ) -> None:
-    found = published(reward, Sample("q", completion, {"answer": answer}))
+    found = published(reward, Sample("q", completion, {"answer": answer, "ground_truth": answer}))
+    read = found.read if read is None and found is not None else read
     assert found is not None and (found.score, found.read) == (score, read)
+
+
+@pytest.mark.parametrize("reward", ["gsm8k", "math", "countdown", "sudoku"])
+@pytest.mark.parametrize(
+    "text", ["<answer>", "\\boxed{", "\\boxed{1", "1" * 16, "1+", "(", "```", "</answer> ", "<answer>```1 "]
+)
+def test_published_readers_take_bounded_time(reward: str, text: str) -> None:
+    columns = {"answer": 1, "ground_truth": [[1], 1], "puzzle": "0" * 16, "solution": "1" * 16}
+    start = time.process_time()
+    for length in (10_000, 10_001, 1_000_000):
+        published(reward, Sample("q", (text * length)[:length], columns))
+    assert time.process_time() - start < 1.5
 
 
 def test_a_row_that_differs_from_the_published_evaluation_says_why(tmp_path: Path) -> None:
@@ -356,24 +441,23 @@ def test_a_row_that_differs_from_the_published_evaluation_says_why(tmp_path: Pat
         # Rewards that read more than the published patterns may lie above; every such row says why.
         ("gsm8k", "gsm8k", 69.3, 1.0, 69.3),
         pytest.param("math", "math500", 26.0, 4.0, 26.2, marks=pytest.mark.slow),
-        ("countdown", "countdown", 20.7, 1.0, None),
+        ("countdown", "countdown", 20.7, 1.0, 21.1),
         ("sudoku", "sudoku", 11.7, 1.0, 11.7),
     ],
 )
 def test_the_published_figures_come_out_or_every_row_says_why(
-    reward: str, task: str, expected: float, above: float, by_patterns: float | None, tmp_path: Path
+    reward: str, task: str, expected: float, above: float, by_patterns: float, tmp_path: Path
 ) -> None:
     path = DATA / f"llada8b_generations_{task}_len128.jsonl"
     report = score_file(ScoreRequest(reward, path, output=tmp_path / "verdicts.jsonl"))
     found = report.as_json()
     assert found["failures"] == {} and found["n"] == sum(1 for _ in SavedRows(path))
     assert expected - 1 <= 100 * found["mean"] <= expected + above
-    if by_patterns is not None:
-        assert 100 * found["published"]["mean"] == pytest.approx(by_patterns, abs=0.1)
-        differing = [line for line in verdicts(report.verdicts) if "why" in line]
-        assert len(differing) == found["published"]["differing"]
-        for line in differing:
-            assert line.get("score", -1) != line["published"]
+    assert 100 * found["published"]["mean"] == pytest.approx(by_patterns, abs=0.1)
+    differing = [line for line in verdicts(report.verdicts) if "why" in line]
+    assert len(differing) == found["published"]["differing"]
+    for line in differing:
+        assert line.get("score", -1) != line["published"]
 
 
 @needs_data

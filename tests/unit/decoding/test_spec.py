@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 
 from rl4dlm.decoding import STRATEGIES, SamplerSpec
+from rl4dlm.decoding.learned import find_policy
 from rl4dlm.decoding.proposal import Law
 from rl4dlm.errors import RecipeError
 from rl4dlm.recipe.rules import _READERS
@@ -75,6 +76,11 @@ def test_the_recipe_knows_the_sampler_and_which_settings_it_reads(remasking: str
         assert (remasking in readers) == (key in STRATEGIES[remasking].settings)
 
 
+def test_a_policy_that_nobody_registered_is_named() -> None:
+    with pytest.raises(RecipeError, match="'mine' is not registered.*\\nFix: call"):
+        find_policy("mine")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -92,6 +98,19 @@ def test_the_recipe_knows_the_sampler_and_which_settings_it_reads(remasking: str
         ({"threshold": 0.8}, "threshold = 0.8 is not read by rollout.remasking = low_confidence"),
         ({"remasking": "ar", "order_temperature": 0.5}, "is not read by rollout.remasking = ar"),
         ({"remasking": "rcr", "rcr_update": "mean"}, "rcr_update = 'mean' is not known"),
+        ({"remasking": "learned"}, "rollout.policy is not set"),
+        ({"policy": "mine"}, "policy = mine is not read"),
+        ({"early_commit": "prophet"}, "answer_region = None: prophet looks at the place"),
+        ({"early_commit": "prophet", "answer_region": (4, 20)}, r"answer_region = \(4, 20\)"),
+        ({"answer_region": (0, 4)}, "is read by rollout.early_commit = prophet only"),
+        ({"early_commit_high": 5.0}, "are not read without rollout.early_commit"),
+        ({"draft_steps": 4, "remasking": "dynamic"}, "drafts steps that are known beforehand"),
+        ({"draft_steps": 4, "early_commit": "sched_exp"}, "drafts steps that are known beforehand"),
+        ({"draft_steps": 4, "cfg_scale": 1.0}, "does not go with guidance"),
+        ({"cache_refresh": 4}, "is not read by rollout.cache = none"),
+        ({"cache": "dual", "record_predictions": True}, "does not go with guidance, drafts or recorded"),
+        ({"cache": "prefix", "draft_steps": 4}, "does not go with guidance, drafts or recorded"),
+        ({"cache": "prefix", "remasking": "rcr"}, "takes their tokens back"),
         ({"confidence_from": "x"}, "confidence_from = 'x' is not known"),
         ({"eos_policy": "x"}, "eos_policy = 'x' is not known"),
     ],

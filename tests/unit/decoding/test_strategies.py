@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4dlm.decoding import STRATEGIES, SamplerSpec, StepInput, decide
+from rl4dlm.decoding import STRATEGIES, SamplerSpec, StepInput, decide, register_policy
 from rl4dlm.diffusion.seeds import derive_seed
 
 # Samplers that commit exactly the number that the schedule gives.
@@ -15,8 +15,12 @@ SCHEDULED = ("low_confidence", "top_probability", "random", "ar", "margin", "neg
 SCHEDULED += ("dream_maskgit_plus", "dream_topk_margin", "dream_entropy", "rcr")
 
 
+register_policy("surest", lambda features: 8 * features.confidence - 2)
+
+
 def spec(remasking: str, temperature: float = 1.0, confidence_from: str = "raw") -> SamplerSpec:
-    return SamplerSpec(4, 4, 4, temperature, remasking, confidence_from)
+    policy = "surest" if remasking == "learned" else ""
+    return SamplerSpec(4, 4, 4, temperature, remasking, confidence_from, policy=policy)
 
 
 def one_step(logits: Tensor, *, count: int = 1, rows: int = 1) -> StepInput:
@@ -112,18 +116,23 @@ def test_a_row_decides_the_same_alone_and_beside_rows_in_other_blocks_and_steps(
     seed, step = torch.arange(rows) * 77, torch.tensor([0, 9, 4, 1, 20])
     count = torch.tensor([2, 1, 9, 3, 2])
     sampler = spec(remasking)
+    # State is kept by canvas position, and positions go up to 23 here.
+    gen_len = width if sampler.strategy.revises else 24
+    wide = replace(sampler, gen_len=gen_len, block_length=width, steps=gen_len)
 
     def run(keep: list[int]) -> list[tuple]:
         part = eligible[keep]
         first = eligible.sum(1).cumsum(0) - eligible.sum(1)
         chosen = torch.cat([torch.arange(int(first[i]), int(first[i] + eligible[i].sum())) for i in keep])
         index = part.flatten().nonzero().squeeze(1)
-        numbers = (position[keep], seed[keep], step[keep], count[keep], torch.full_like(seed[keep], 4))
+        numbers = (position[keep], seed[keep], step[keep], count[keep])
+        steps = torch.full_like(seed[keep], 4)
         state = {
-            name: torch.zeros(len(keep), width, *shape, dtype=dtype)
-            for name, (shape, dtype) in sampler.strategy.state.items()
+            name: torch.zeros(len(keep), *shape, dtype=dtype)
+            for name, (shape, dtype) in sampler.strategy.state(wide, 30).items()
         }
-        decision = decide(sampler, StepInput(logits[chosen], part, index, *numbers, state=state))
+        more = {"num_steps": steps, "block_steps": steps, "block_step": step[keep], "block_length": steps}
+        decision = decide(sampler, StepInput(logits[chosen], part, index, *numbers, **more, state=state))
         where = index[decision.picked]
         fields = (where // width, where % width, decision.token, decision.rank, decision.logp, decision.score)
         return list(zip(*(field.tolist() for field in fields), strict=True))

@@ -14,7 +14,17 @@ TEXT, EOS, MASK = 11, 12, 13
 
 INIT = ModelInit(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, mlp_hidden_size=48, max_sequence_length=64)
 
-FAMILY_CASES = [("llada", None), ("dream", None), ("sdar", 4), ("a2d", None), ("a2d", 4)]
+FAMILY_CASES = [
+    ("llada", None),
+    ("llada_moe", None),
+    ("llada2", 4),
+    ("dream", None),
+    ("sdar", 4),
+    ("a2d", None),
+    ("a2d", 4),
+    ("mdlm", None),
+    ("bd3lm", 4),
+]
 """Every family with its block length."""
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rl4dlm.diffusion.blocks import doubled_layout, sequence_layout
-from rl4dlm.models.decoder import Decoder, previous_rows, published_config
+from rl4dlm.models.base import previous_rows
+from rl4dlm.models.decoder import Decoder, published_config
 from rl4dlm.models.decoder_config import a2d_config_for, convert_config, read_a2d_config
 
 IDS = torch.tensor([[3, 1, 13, 4, 13, 5, 9, 2, 13, 6, 13, 3], [0, 13, 8, 8, 13, 1, 2, 13, 13, 7, 1, 0]])

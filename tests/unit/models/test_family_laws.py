@@ -123,7 +123,7 @@ def test_a_cache_of_finished_blocks_changes_nothing(family, block_length):
     for start, end in ((0, 11), (11, 15)):  # two blocks after the padding, then the third
         window = WindowLayout(whole.position[:, start:end], whole.visible()[:, start:end, :end])
         parts.append(scores(module, ids[:, start:end], None, layout=window, cache=cache))
-    assert sorted(cache.layers) == [0, 1] and cache.layers[0][0].shape[1:3] == (2, 15)
+    assert sorted(cache.layers) == [0, 1] and cache.layers[0][0].shape[2] == 15
     torch.testing.assert_close(
         torch.cat(parts, dim=1)[:, 3:], scores(module, ids, mask)[:, 3:], rtol=0, atol=1e-5
     )
@@ -173,7 +173,8 @@ def test_gradients_reach_every_parameter_and_survive_checkpointing(family, block
         module(ids, select=ids == MASK, labels=ids * 0 + 3).sum().backward()
         gradients.append({name: parameter.grad for name, parameter in module.named_parameters()})
     for name, gradient in gradients[0].items():
-        assert gradient is not None and gradient.abs().max() > 0, name
+        assert gradient is not None, name  # an expert without tokens has a gradient of zero, not none
+        assert gradient.abs().max() > 0 or ".experts." in name, name
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-6, atol=1e-6)
 
 
@@ -209,6 +210,20 @@ def test_the_denoiser_record_says_how_the_family_attends(family, block_length):
     assert (spec.mask_id, spec.eos_id, spec.max_length) == (MASK, EOS, 64)
 
 
+# In two layers: seven projections; attention's four (LLaDA-MoE, DiT); fused attention's two, and the three of
+# a dense MLP and of a shared expert (LLaDA2).
+ADAPTED = {
+    "llada": 14,
+    "llada_moe": 8,
+    "llada2": 10,
+    "dream": 14,
+    "sdar": 14,
+    "a2d": 14,
+    "mdlm": 8,
+    "bd3lm": 8,
+}
+
+
 @CASES
 @pytest.mark.parametrize("max_shard_bytes", [5_000_000_000, 20_000])
 def test_a_saved_model_is_the_same_model_when_loaded(family, block_length, max_shard_bytes, tmp_path):
@@ -226,10 +241,12 @@ def test_adapters_merge_into_the_weights_they_adapt(family, block_length, tmp_pa
     loaded = make_family(family, block_length)
     ids, labels = text(12), text(12, seed=8).clamp_max(10)
     before = loaded.module(ids, labels=labels)
+    width = models.describe(loaded).adapted_width
     adapted = models.add_lora(loaded.module, LoraSettings(r=3, lora_alpha=6), family, seed=1)
+    assert 3 * width == sum(tensor.numel() for tensor in models.trainable_state(adapted).values())
     assert torch.equal(adapted(ids, labels=labels), before)
     names = [name for name, _ in adapted.named_modules() if name.endswith("lora_A")]
-    assert len(names) == 7 * 2  # four of attention and three of the MLP, in two layers
+    assert len(names) == ADAPTED[family]
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():

@@ -4,60 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from published_configs import LLADA_8B
 
 from rl4dlm.errors import ModelError
 from rl4dlm.models import parameter_count
 from rl4dlm.models.families import FAMILIES, find_family, parameter_shapes
 from rl4dlm.models.llada_config import llada_config_for, read_llada_config
 from rl4dlm.recipe.sections import ModelInit
-
-LLADA_8B = {
-    "model_type": "llada",
-    "architectures": ["LLaDAModelLM"],
-    "d_model": 4096,
-    "n_layers": 32,
-    "n_heads": 32,
-    "n_kv_heads": 32,
-    "mlp_hidden_size": 12288,
-    "mlp_ratio": 4,
-    "block_type": "llama",
-    "block_group_size": 1,
-    "activation_type": "silu",
-    "layer_norm_type": "rms",
-    "layer_norm_with_affine": True,
-    "bias_for_layer_norm": False,
-    "rms_norm_eps": 1e-5,
-    "attention_layer_norm": False,
-    "attention_layer_norm_with_affine": True,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "multi_query_attention": None,
-    "weight_tying": False,
-    "rope": True,
-    "rope_full_precision": True,
-    "rope_theta": 500000.0,
-    "alibi": False,
-    "alibi_bias_max": 8.0,
-    "max_sequence_length": 4096,
-    "vocab_size": 126464,
-    "embedding_size": 126464,
-    "mask_token_id": 126336,
-    "eos_token_id": 126081,
-    "pad_token_id": 126081,
-    "attention_dropout": 0.0,
-    "residual_dropout": 0.0,
-    "embedding_dropout": 0.0,
-    "input_emb_norm": False,
-    "scale_logits": False,
-    "init_fn": "mitchell",
-    "init_std": 0.02,
-    "init_cutoff_factor": None,
-    "init_device": "meta",
-    "flash_attention": False,
-    "precision": "amp_bf16",
-    "use_cache": False,
-    "transformers_version": "4.46.3",
-}
 
 
 def test_the_published_configuration_has_the_published_parameter_count():

@@ -127,9 +127,8 @@ MISTAKES = [
         "unknown key trainer.lr.\nFix: lr is verl's name; here it is trainer.learning_rate.",
     ),
     (
-        {"rollout__cfg_scale": 1},
-        "unknown key rollout.cfg_scale.\n"
-        "Fix: remove d1's cfg_scale: classifier-free guidance is 0 in training and not offered.",
+        {"rollout__p_mask_prompt": 0.15},
+        "unknown key rollout.p_mask_prompt.\nFix: remove d1's p_mask_prompt: GDPO never masks the prompt.",
     ),
 ]
 

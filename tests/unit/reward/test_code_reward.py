@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
+from rl4dlm.errors import PluginError
 from rl4dlm.recipe import shipped_folder
+from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward import sandbox
+from rl4dlm.reward.pool import RewardPool
+from rl4dlm.types import Prompt
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or sandbox.layers()["jail"] != "on", reason="no jail can be set up here"
@@ -177,6 +181,50 @@ def test_no_jail_means_no_score_unless_the_recipe_says_so(monkeypatch):
     for not_in_so_many_words in ("true", 1):
         with pytest.raises(RuntimeError, match="no jail for code"):
             reward.code(["p"], [RIGHT], [ADD], allow_unprotected=not_in_so_many_words)
+
+
+@pytest.mark.parametrize("path", ["code", "code:code_fraction"])
+def test_a_run_without_a_jail_is_refused_before_it_starts(tmp_path, path):
+    folder = shipped_folder("reward_fns")
+    shutil.copytree(folder / "code_jail", tmp_path / "code_jail")
+    shutil.copy(folder / "code.py", tmp_path / "mine.py")
+    with open(tmp_path / "mine.py", "a") as file:
+        file.write(
+            "\ndef _none():\n    raise _jail.JailError('no jail for code on this machine')\n"
+            "_jail.require = _none\n"
+        )
+    mine = f"{tmp_path / 'mine.py'}:{path.rpartition(':')[2]}"
+    row = Prompt(0, "p", "p", (), {"test_list": ADD, "code": RIGHT})
+    for kwargs, told in (({}, "no jail for code"), ({"allow_unprotected": "true"}, "no jail for code")):
+        with RewardPool(RewardConfig(functions=[{"path": mine, "kwargs": kwargs}])) as rewards:
+            with pytest.raises(PluginError, match=told):
+                rewards.check([row])
+    allowed = {"path": mine, "kwargs": {"allow_unprotected": True}}
+    with RewardPool(RewardConfig(functions=[allowed])) as rewards:
+        assert rewards.check([row]) == {path.rpartition(":")[2]: [1.0]}
+
+
+@pytest.mark.parametrize("kwargs", [{"timeout_s": 0}, {"memory_mb": -1}, {"parallel": 0}])
+def test_settings_that_cannot_work_are_named(kwargs):
+    with pytest.raises(ValueError, match=f"{next(iter(kwargs))} = .* must be positive"):
+        reward.PREPARE(**kwargs)
+
+
+def test_completions_that_loop_are_worth_nothing_and_no_failure_of_the_reward():
+    function = {"path": "code", "kwargs": {"timeout_s": 0.7, "parallel": 2}}
+    loop = "def add(a, b):\n    while True: pass"
+    # 0.5 s for a call: less than the jail's own deadline, which counts.
+    with RewardPool(RewardConfig(functions=[function], timeout_s=0.5, num_processes=1)) as rewards:
+        scores = rewards.score(["p"] * 3, [loop, RIGHT, loop], [{"test_list": ADD}] * 3)
+    assert scores.errors == {} and scores.reward.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_a_run_refuses_a_row_whose_reference_solution_fails():
+    row = Prompt(7, "p", "p", (), {"test_list": ADD, "code": "def add(a, b):\n    return a - b\n"})
+    with RewardPool(RewardConfig(functions=["code"])) as rewards:
+        with pytest.raises(PluginError, match="gives the gold answer of row 7 0 instead of 1"):
+            rewards.check([row])
+        assert rewards.check([Prompt(8, "p", "p", (), {"test_list": ADD})]) == {"code": [0.0]}
 
 
 def test_it_works_where_it_is_copied_to_with_its_folder_and_says_so_without(tmp_path):

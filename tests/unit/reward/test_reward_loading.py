@@ -14,6 +14,7 @@ from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward import list_rewards, load_function, loading, resolve
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import absolute_paths, entries_of
+from rl4dlm.reward.loading import MAX_CHUNK, needed_seconds
 
 ONE = "def score_it(completions, **columns):\n    return [1.0 for _ in completions]\n"
 
@@ -172,3 +173,32 @@ def test_paths_can_be_made_independent_of_the_working_directory(tmp_path, monkey
     write(tmp_path, "mine.py", ONE)
     config = absolute_paths(RewardConfig(functions=["mine.py:score_it", "sort"]))
     assert [function.path for function in config.functions] == [f"{tmp_path}/mine.py:score_it", "sort"]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("1 / 0", "NEEDS_S fails: ZeroDivisionError"),
+        ("float('inf')", "NEEDS_S gave inf seconds"),
+        ("'x'", "NEEDS_S fails"),
+    ],
+)
+def test_deadlines_that_a_plug_in_states_wrongly_are_refused(tmp_path, body, told):
+    text = f"def mine(completions): return [0.0]\ndef NEEDS_S(count): return {body}\n"
+    with pytest.raises(PluginError, match=told):
+        needed_seconds(resolve(str(write(tmp_path, "mine.py", text))), {})
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "countdown", "sudoku", "sort", "sort:sort_exact"])
+def test_a_setting_that_a_built_in_does_not_have_is_refused(name):
+    with pytest.raises(PluginError, match="unknown kwargs key tolerance"):
+        load_function(name, {"tolerance": 1})
+    assert load_function(name).kwargs == {}
+
+
+def test_a_plug_in_states_how_long_its_calls_take(tmp_path):
+    text = "def mine(completions): return [0.0]\ndef NEEDS_S(count, each=2): return count * each\n"
+    mine = resolve(str(write(tmp_path, "mine.py", text)))
+    assert needed_seconds(mine, {"each": 3})[:2] == [3.0, 6.0]
+    assert len(needed_seconds(mine, {})) == MAX_CHUNK
+    assert needed_seconds(resolve("sort"), {}) == []

@@ -85,5 +85,6 @@ def test_merging_the_parts_of_workers_gives_the_whole():
     np.testing.assert_array_equal(merged.components["b"], whole.components["b"])
     np.testing.assert_array_equal(merged.failed, whole.failed)
     assert (merged.errors, merged.messages) == (whole.errors, whole.messages)
+    assert merged.kinds == whole.kinds == {3: "timeout"}
     # Weighted by samples: (1 * 1.0 + 3 * 3.0) / 4.
     assert merged.logged == {"m": 2.5}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rl4dlm.diffusion.blocks import BlockLayout, sequence_layout
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.rollout import Request
+from rl4dlm.rollout.caches import Store
 from rl4dlm.types import Denoiser, DenoiserSpec, Rollout
 
 VOCAB, MASK, PAD, EOS, STOP = 14, 13, 12, 11, 10
@@ -29,7 +30,7 @@ SPEC = DenoiserSpec(
 
 
 class Transformer(nn.Module):
-    """Two layers of attention, full or block-causal; positions count real tokens only, padding is neither
+    """A few layers of attention, full or block-causal; positions count real tokens only, padding is neither
     query nor key."""
 
     def __init__(
@@ -39,6 +40,7 @@ class Transformer(nn.Module):
         heed_mask: bool = True,
         block_length: int | None = None,
         width: int = 16,
+        num_layers: int = 2,
         scale: float = 1.5,
     ) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class Transformer(nn.Module):
 
         self.heed_mask, self.width, self.block_length = heed_mask, width, block_length
         self.tokens, self.positions = table(VOCAB, width), table(SPEC.max_length, width)
-        self.layers = nn.ParameterList([table(5, width, width, scale=width**-0.5) for _ in range(2)])
+        self.layers = nn.ParameterList([table(5, width, width, scale=width**-0.5) for _ in range(num_layers)])
         self.head = table(width, VOCAB, scale=scale)
         self.calls: list[tuple[int, int, bool]] = []
         self.rows_of_head = 0
@@ -64,6 +66,7 @@ class Transformer(nn.Module):
         labels: Tensor | None = None,
         temperature: float = 1.0,
         layout: BlockLayout | None = None,
+        cache: Store | None = None,
     ) -> Tensor:
         self.calls.append((*input_ids.shape, attention_mask is not None))
         self.rows_of_head += int(select.sum())
@@ -71,19 +74,22 @@ class Transformer(nn.Module):
         if not self.heed_mask:
             real = torch.ones_like(real)
         layout = sequence_layout(real, self.block_length) if layout is None else layout
-        logits = self.hidden(input_ids, layout)[select] @ self.head
+        logits = self.hidden(input_ids, layout, cache)[select] @ self.head
         logits[:, list(SPEC.forbidden_ids)] = float("-inf")
         if labels is None:
             return logits.float()
         return (logits / temperature).log_softmax(1).gather(1, labels[select][:, None])[:, 0].float()
 
-    def hidden(self, input_ids: Tensor, layout: BlockLayout) -> Tensor:
+    def hidden(self, input_ids: Tensor, layout: BlockLayout, cache: Store | None) -> Tensor:
         """What the head reads, `[rows, length, width]`."""
         x = self.tokens[input_ids] + self.positions[layout.position]
         hidden = ~layout.visible()
-        for query, key, value, up, down in self.layers:
-            attention = (x @ query) @ (x @ key).mT / self.width**0.5
-            x = x + attention.masked_fill(hidden, float("-inf")).softmax(-1) @ (x @ value)
+        for layer, (query, key, value, up, down) in enumerate(self.layers):
+            keys, values = x @ key, x @ value
+            if cache is not None:
+                keys, values = (t[:, 0] for t in cache.update(keys[:, None], values[:, None], layer))
+            attention = (x @ query) @ keys.mT / self.width**0.5
+            x = x + attention.masked_fill(hidden, float("-inf")).softmax(-1) @ values
             x = x / x.norm(dim=-1, keepdim=True) * self.width**0.5
             x = x + (x @ up).relu() @ down
         return x / x.norm(dim=-1, keepdim=True)

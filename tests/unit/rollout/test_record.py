@@ -172,6 +172,12 @@ def test_predictions_and_events_survive_the_table_beside_rollouts_without_them(t
     assert "events/op" not in to_table(some_groups(2), None, update=0).column_names
 
 
+def test_predictions_can_be_left_out_of_the_table_and_events_stay() -> None:
+    groups = some_groups(2, replace(SAMPLER, remasking="rcr", record_predictions=True))
+    columns = to_table(groups, None, update=0, record_predictions=False).column_names
+    assert "events/op" in columns and not any(name.startswith("predictions/") for name in columns)
+
+
 def revised() -> Rollout:
     """A rollout whose sampler took tokens back."""
     groups = some_groups(8, replace(SAMPLER, remasking="rcr", eos_policy="none"))

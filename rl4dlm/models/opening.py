@@ -1,0 +1,184 @@
+"""A model folder before its weights: what its files say the network is, and whether they hold its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rl4dlm.errors import ModelError
+from rl4dlm.models.conversion import add_mask_token, convert_tensor, converted, stored_shapes
+from rl4dlm.models.families import Config, Family, find_family, is_autoregressive, skeleton, stored_buffers
+from rl4dlm.models.rope import lengthened
+from rl4dlm.models.weights import TensorHeader, TensorReader, read_json, require_same_tensors
+
+_RECOMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
+"""Rotary frequencies that older files store and that follow from the configuration."""
+
+
+@dataclass(frozen=True)
+class OpenFolder:
+    """A folder whose configuration was read; no weight was."""
+
+    path: Path
+    kind: Family
+    config: Config
+    trust_remote_code: bool = False
+    tokenizer_to_convert: PreTrainedTokenizerBase | None = None
+    """Of an autoregressive checkpoint, with the mask token that it is given."""
+    stored_rows: int = 0
+    """Rows of the matrices over the vocabulary in the files of a checkpoint that is converted."""
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The network without storage."""
+        return skeleton(self.kind, self.config)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the network's tensors; a tied head has none."""
+        tensors = {**dict(self.skeleton.named_parameters()), **stored_buffers(self.skeleton)}
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Names under which a tied matrix may be stored a second time, with the name it has here."""
+        names = {id(parameter): name for name, parameter in self.skeleton.named_parameters()}
+        twice = self.skeleton.named_parameters(remove_duplicate=False)
+        return {name: names[id(p)] for name, p in twice if names[id(p)] != name}
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The folder's tokenizer, with a mask token where one had to be added.
+
+        Raises:
+            ModelError: it cannot be read.
+        """
+        return self.tokenizer_to_convert or read_tokenizer(self.path, self.kind, self.trust_remote_code)
+
+    def require_tensors(self, headers: Mapping[str, TensorHeader]) -> None:
+        """The files hold exactly the network's tensors; a tied matrix may be there twice.
+
+        Raises:
+            ModelError: naming the first tensor that is missing, misshapen or unexpected.
+        """
+        expected = dict(self.shapes)
+        expected |= {alias: expected[name] for alias, name in self.aliases.items() if alias in headers}
+        if self.tokenizer_to_convert is not None:
+            expected = stored_shapes(expected, self.stored_rows)
+        found = {
+            name: header.shape
+            for name, header in headers.items()
+            if name in expected or not _RECOMPUTED.fullmatch(name)
+        }
+        files = {"": str(self.path), **{name: header.file for name, header in headers.items()}}
+        require_same_tensors(expected, found, files)
+
+    def reader(self, headers: Mapping[str, TensorHeader], *, device: str, dtype: torch.dtype) -> OpenReader:
+        """What reads the network's tensors one by one."""
+        exact = frozenset(stored_buffers(self.skeleton))
+        return OpenReader(self, TensorReader(headers, device=device, dtype=dtype, exact=exact))
+
+
+@dataclass(frozen=True)
+class OpenReader:
+    """Tensors of a folder under the network's names."""
+
+    folder: OpenFolder
+    stored: TensorReader
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of the files, so that each is opened once."""
+        shapes = self.folder.shapes
+        return [name for name in self.stored.headers if name in shapes]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, converted where the checkpoint is.
+
+        Raises:
+            ModelError: the file cannot be read, or holds a tied matrix twice with different values.
+        """
+        tensor = self.stored.read(name)
+        for alias, original in self.folder.aliases.items():
+            if original == name and alias in self.stored.headers:
+                self._require_equal(tensor, alias)
+        config = self.folder.config
+        if self.folder.tokenizer_to_convert is None:
+            return tensor
+        return convert_tensor(name, tensor, rows=config.embedding_size, mask_id=config.mask_token_id)
+
+    def _require_equal(self, tensor: Tensor, alias: str) -> None:
+        if not torch.equal(tensor, self.stored.read(alias)):
+            raise ModelError(
+                f"{self.stored.headers[alias].file}: tensor {alias} differs from the embedding, to which "
+                "config.json ties it. Fix: correct tie_word_embeddings, or download the model again."
+            )
+
+
+def open_folder(
+    path: Path, *, family: str, block_length: int | None, max_length: int | None, trust_remote_code: bool
+) -> OpenFolder:
+    """Read what a folder says about its model; see `load` for the arguments.
+
+    Raises:
+        ModelError: the configuration cannot be used, or the recipe contradicts it.
+    """
+    file = path / "config.json"
+    data = read_json(file)
+    kind = find_family(data, family, str(file))
+    if is_autoregressive(data):
+        tokenizer = read_tokenizer(path, kind, trust_remote_code)
+        add_mask_token(tokenizer)
+        config = kind.read_config(converted(data, tokenizer, block_length), str(file))
+        config = lengthened(config, max_length, str(file))
+        return OpenFolder(path, kind, config, trust_remote_code, tokenizer, data["vocab_size"])
+    config = kind.read_config(data, str(file))
+    if block_length not in (None, config.block_length):
+        raise ModelError(
+            f"{file}: the model's block length is {config.block_length}, and the recipe says "
+            f"model.block_length = {block_length}. Fix: leave model.block_length out, or use another folder."
+        )
+    return OpenFolder(path, kind, lengthened(config, max_length, str(file)), trust_remote_code)
+
+
+def read_tokenizer(path: Path, kind: Family, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """tokenizer.json as it is, or the two files it can be made from.
+
+    `AutoTokenizer` only on demand: it may ask on the terminal to run code.
+
+    Raises:
+        ModelError: there are no such files, or they cannot be read.
+    """
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    try:
+        return _tokenizer_class(path, kind, trust_remote_code).from_pretrained(
+            str(path), local_files_only=True, **options
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception for broken files
+        raise ModelError(
+            f"{path}: the tokenizer cannot be read ({type(error).__name__}: {error}). "
+            "Fix: download the tokenizer files again."
+        ) from error
+
+
+def _tokenizer_class(path: Path, kind: Family, trust_remote_code: bool) -> type:
+    if trust_remote_code:
+        return AutoTokenizer
+    if (path / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast
+    if kind.tokenizer_class and (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        import transformers
+
+        return getattr(transformers, kind.tokenizer_class)
+    raise ModelError(
+        f"{path / 'tokenizer.json'} is missing. Fix: download the tokenizer files, or set "
+        "model.trust_remote_code=true if the tokenizer comes as code that you trust."
+    )

@@ -1,0 +1,418 @@
+"""Key-value caches: which tokens a forward computes anew, and where keys and values of the others are kept.
+
+A plan names the query tokens of every row; the store holds keys and values by column, so a forward
+overwrites what it computes and attends to everything else as it was left. Exact for block-causal models,
+whose finished blocks see nothing that changes; approximate for full attention, where every token's keys
+change with the canvas. Source: decoding specification 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl4dlm.decoding import SamplerSpec
+from rl4dlm.diffusion.blocks import WindowLayout
+from rl4dlm.rollout.slots import Slots, Window
+from rl4dlm.types import Denoiser
+
+
+class Store:
+    """Keys and values of every layer, by row and column; made when the first forward shows their shape.
+
+    `update` is what the model calls (the signature of `transformers.Cache.update`).
+    """
+
+    def __init__(self, num_columns: int) -> None:
+        """
+        Args:
+            num_columns: columns of prompt and canvas; one more takes what padded queries write.
+        """
+        self._num_columns = num_columns
+        self._layers: list[tuple[Tensor, Tensor]] = []
+        self._rows = self._columns = torch.zeros(0, dtype=torch.int64)
+        self._num_rows, self._keys, self._all_rows = 0, slice(0, num_columns), True
+
+    @property
+    def dump(self) -> int:
+        """The column that padded queries are given."""
+        return self._num_columns
+
+    def aim(self, rows: Tensor, columns: Tensor, keys: slice, num_rows: int) -> None:
+        """Say whose forward comes next.
+
+        Args:
+            rows: int64 `[rows]`, ascending: rows of the store that take part.
+            columns: int64 `[rows, queries]`: where each query stands.
+            keys: columns that may be attended to.
+            num_rows: rows of the store.
+        """
+        self._rows, self._columns, self._keys, self._num_rows = rows[:, None], columns, keys, num_rows
+        self._all_rows = len(rows) == num_rows
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See `rl4dlm.types.KeyValueStore`."""
+        while layer_idx >= len(self._layers):
+            shape = (self._num_rows, self._num_columns + 1, *self._head_shape(key_states))
+            self._layers.append((key_states.new_zeros(shape), value_states.new_zeros(shape)))
+        found = []
+        for kept, new in zip(self._layers[layer_idx], (key_states, value_states), strict=True):
+            kept[self._rows, self._columns] = new.transpose(1, 2)
+            rows = kept if self._all_rows else kept[self._rows[:, 0]]
+            found.append(rows[:, self._keys].transpose(1, 2))
+        return found[0], found[1]
+
+    @staticmethod
+    def _head_shape(states: Tensor) -> tuple[int, int]:
+        return states.shape[1], states.shape[3]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every other row."""
+        self._layers = [(key[rows], value[rows]) for key, value in self._layers]
+
+    def copy_columns(self, pairs: list[tuple[int, int]], columns: slice) -> None:
+        """Write columns of some rows into others.
+
+        Args:
+            pairs: (from, to).
+            columns: which.
+        """
+        source, target = (list(rows) for rows in zip(*pairs, strict=True))
+        for layer in self._layers:
+            for kept in layer:
+                kept[target, columns] = kept[source, columns]
+
+
+Queries = Callable[["RowView"], Tensor]
+"""Per-row state -> bool `[rows, columns]`: the tokens to compute in this forward."""
+
+
+@dataclass(frozen=True)
+class RowView:
+    """What a plan may look at: the rows under way by columns of prompt and canvas."""
+
+    slots: Slots
+    window: Window
+    spec: SamplerSpec
+    column: Tensor
+    """int64 `[rows, columns]`: canvas position of each column, negative in the prompt."""
+    is_real: Tensor
+    """bool `[rows, columns]`: not padding."""
+    start: Tensor
+    """int64 `[rows, 1]`: canvas position that the active block begins at; in the prompt where negative."""
+    end: Tensor
+    """int64 `[rows, 1]`: one past its last canvas position."""
+
+    @property
+    def begins_block(self) -> Tensor:
+        """bool `[rows, 1]`: first step of a block, or a step at which the cache is refreshed."""
+        step, refresh = self.slots.block_step, self.spec.cache_refresh
+        begins = step == 0
+        if refresh:
+            begins = step % refresh == 0
+        return begins[:, None]
+
+    @property
+    def is_first(self) -> Tensor:
+        """bool `[rows, 1]`: first step of the row."""
+        return (self.slots.step == 0)[:, None]
+
+    @property
+    def with_block_before(self) -> Tensor:
+        """int64 `[rows, 1]`: start of the active block, in its first step that of the block before."""
+        slots = self.slots
+        entered = (slots.block_step == 0) & (slots.block > 0)
+        return self.start - torch.where(entered, slots.block_length, 0)[:, None]
+
+    @property
+    def due(self) -> Tensor:
+        """bool `[rows, columns]`: what the step looks at, where that is what it will commit."""
+        return self.on_columns(scatter(self.slots.canvas, self.window, self.window.index))
+
+    def on_columns(self, canvas: Tensor) -> Tensor:
+        """bool `[rows, completion]` to `[rows, columns]`, False in the prompt."""
+        prompt = self.column.shape[1] - canvas.shape[1]
+        return torch.cat([torch.zeros_like(self.is_real[:, :prompt]), canvas], dim=1)
+
+
+def prefix_queries(view: RowView) -> Tensor:
+    """Everything at a block's start, then the block and what follows it. Fast-dLLM, arXiv:2505.22618."""
+    return view.begins_block | (view.column >= view.start)
+
+
+def dual_queries(view: RowView) -> Tensor:
+    """Everything at a block's start, then the block alone. Fast-dLLM, arXiv:2505.22618."""
+    return view.begins_block | ((view.column >= view.start) & (view.column < view.end))
+
+
+def dkv_decode_queries(view: RowView) -> Tensor:
+    """What was not yet clean in the forward before: masked, or written in the last step (delayed caching).
+
+    Everything in the first two steps, at block starts, and every `cache_refresh` steps. dKV-Cache,
+    arXiv:2505.15781.
+    """
+    return _dkv_refresh(view) | view.on_columns(_unclean(view.slots))
+
+
+def dkv_greedy_queries(view: RowView) -> Tensor:
+    """What was written in the last step, what is written in this one, and its masked neighbours.
+
+    Needs a sampler that knows the order of positions beforehand. dKV-Cache-Greedy, arXiv:2505.15781.
+    """
+    recent = view.on_columns(_unclean(view.slots) & (view.slots.canvas != view.slots.mask_id))
+    near = torch.nn.functional.max_pool1d(
+        (view.due | recent).float()[:, None], 2 * NEIGHBOURS + 1, stride=1, padding=NEIGHBOURS
+    )[:, 0].bool()
+    masked = view.on_columns(view.slots.canvas == view.slots.mask_id)
+    return _dkv_refresh(view) | recent | view.due | (near & masked)
+
+
+def _dkv_refresh(view: RowView) -> Tensor:
+    early = (view.slots.step <= 1)[:, None]
+    return early | view.begins_block
+
+
+def _unclean(slots: Slots) -> Tensor:
+    """bool `[rows, completion]`: masked, or written in the step before this one."""
+    return (slots.canvas == slots.mask_id) | (slots.step_map == slots.step[:, None] - 1)
+
+
+def free_queries(view: RowView) -> Tensor:
+    """The block and what follows it; at a block's start also the block before, whose tokens are now final.
+
+    Nothing before is ever computed again. FreeCache, arXiv:2505.21467, with the delayed write that keeps
+    keys of masks out of the store (specs: decoding 9.5).
+    """
+    first = view.with_block_before
+    return view.is_first | (view.column >= first)
+
+
+def block_queries(view: RowView) -> Tensor:
+    """The active block; at its start also the block before, which is thereby committed (fused commit).
+
+    Exact for block-causal attention: the prompt is computed once, and each finished block once more in the
+    first forward of the next one (specs: decoding 4.3, 9.2).
+    """
+    first = view.with_block_before
+    new = view.is_first & ~view.slots.prompt_is_stored[:, None]
+    return (new | (view.column >= first)) & (view.column < view.end)
+
+
+# Masked neighbours on each side that dKV-Cache-Greedy computes with a position.
+NEIGHBOURS = 2
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """A named plan, and what goes with it."""
+
+    queries: Queries
+    summary: str
+    exact: bool
+    attention: str
+    """`full` or `block_causal`."""
+    feeds_later_blocks: bool
+    """Masked positions of later blocks are computed, so their logits can be had in every forward."""
+    knows_order: bool = False
+    """It needs a sampler whose order does not depend on logits."""
+
+
+CACHES: dict[str, CachePlan] = {
+    "block": CachePlan(
+        block_queries, "finished blocks kept, commit fused with the next block", True, "block_causal", False
+    ),
+    "prefix": CachePlan(
+        prefix_queries, "Fast-dLLM: prompt and earlier blocks kept within a block", False, "full", True
+    ),
+    "dual": CachePlan(
+        dual_queries, "Fast-dLLM: all but the active block kept within a block", False, "full", False
+    ),
+    "dkv_decode": CachePlan(
+        dkv_decode_queries, "dKV-Cache: written tokens kept after one more step", False, "full", True
+    ),
+    "dkv_greedy": CachePlan(
+        dkv_greedy_queries, "dKV-Cache-Greedy: only what is about to be written", False, "full", False, True
+    ),
+    "free": CachePlan(
+        free_queries, "FreeCache: prompt and finished blocks kept for good", False, "full", True
+    ),
+}
+"""Cache plans by their recipe name (`rollout.cache`), beside `none`."""
+
+
+class CachedForward:
+    """Logits of a step, computed for the plan's queries only."""
+
+    def __init__(self, denoiser: Denoiser, spec: SamplerSpec, slots: Slots) -> None:
+        self._denoiser, self._spec, self._plan = denoiser, spec, CACHES[spec.cache]
+        self._store = Store(slots.num_columns)
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every other row."""
+        self._store.keep(rows)
+
+    def window(self, slots: Slots) -> Window:
+        """What the step looks at: only what it will commit, where the plan needs to know that beforehand."""
+        window = slots.window()
+        if not self._plan.knows_order:
+            return window
+        assert self._spec.strategy.picks is not None
+        blind = torch.zeros(len(window.index), 0, device=slots.canvas.device)
+        due = window.index[self._spec.strategy.picks(self._spec, slots.step_input(window, blind))]
+        eligible = torch.zeros_like(window.eligible).flatten().index_fill(0, due, True)
+        return window._replace(eligible=eligible.view_as(window.eligible), index=due)
+
+    def __call__(self, slots: Slots, window: Window) -> Tensor:
+        """Logits at the seen positions, `[seen, vocab]`."""
+        view = self._view(slots, window)
+        if self._plan.attention == "block_causal":
+            self._share_prompts(view)
+        queries = self._plan.queries(view) & view.is_real
+        wanted = view.on_columns(scatter(slots.canvas, window, window.index))
+        counts = queries.sum(dim=1)
+        slots.forwards += 1
+        slots.tokens += counts
+        place = (wanted.flatten().cumsum(0) - 1).view_as(wanted)
+        logits = None
+        for rows, most in size_classes(counts.tolist()):
+            part, where = self._forward(view, queries, wanted, place, rows, most)
+            if len(rows) == len(slots):
+                return part
+            if logits is None:
+                logits = part.new_empty(len(window.index), part.shape[1])
+            logits[where] = part
+        assert logits is not None
+        return logits
+
+    def _view(self, slots: Slots, window: Window) -> RowView:
+        start = slots.block * slots.block_length - slots.offset
+        column = torch.arange(slots.num_columns, device=start.device) - slots.prompt.shape[1]
+        is_real = column >= -slots.prompt_len[:, None]
+        return RowView(
+            slots, window, self._spec, column.expand_as(is_real), is_real, start[:, None], slots.span()[:, 1:]
+        )
+
+    def _share_prompts(self, view: RowView) -> None:
+        """Compute a prompt that several new rows have once, and copy it; copy it from older rows, too."""
+        slots = view.slots
+        sources = shared_prompts(slots)
+        if not sources:
+            return
+        aligned = (view.column < view.start) & view.is_real
+        makers = sorted({source for source in sources.values() if source in slots.fresh})
+        if makers:
+            queries = torch.zeros_like(aligned)
+            queries[makers] = aligned[makers]
+            counts = queries.sum(dim=1)
+            slots.forwards[makers] += 1
+            slots.tokens += counts
+            nowhere = torch.zeros_like(queries)
+            for rows, most in size_classes(counts.tolist()):
+                self._forward(view, queries, nowhere, nowhere.long(), rows, most)
+        pairs = [(source, row) for row, source in sources.items() if row != source]
+        self._store.copy_columns(pairs, slice(0, slots.prompt.shape[1]))
+        slots.prompt_is_stored[[*sources, *makers]] = True
+
+    def _forward(
+        self,
+        view: RowView,
+        queries: Tensor,
+        wanted: Tensor,
+        place: Tensor,
+        row_list: list[int],
+        most: int,
+    ) -> tuple[Tensor, Tensor]:
+        """One forward of some rows, `most` queries at most: logits, and their places among all wanted."""
+        slots = view.slots
+        rows = torch.tensor(row_list, device=queries.device)
+        columns, real = pad_columns(queries[rows], most, self._store.dump)
+        keys = _bounds(view, row_list, self._plan)
+        self._store.aim(rows, columns, keys, len(slots))
+        inside = columns.clamp(max=slots.num_columns - 1)
+        ids = slots.all_ids()[rows].gather(1, inside).masked_fill(~real, self._denoiser.spec.pad_id)
+        select = wanted[rows].gather(1, inside) & real
+        position = (inside - slots.prompt.shape[1] + slots.prompt_len[rows, None]).clamp(min=0)
+        layout = WindowLayout(position, _visible(view, rows, inside, keys, self._plan))
+        logits = self._denoiser.logits(ids, None, select, layout, self._store)
+        return logits, place[rows].gather(1, inside)[select]
+
+
+def shared_prompts(slots: Slots) -> dict[int, int]:
+    """For each new row whose prompt another row has: the row to take it from, an older one if there is any.
+
+    Rows that share nothing are left out: their prompts go with their first block.
+    """
+    older = {slots.prompt_of(row): row for row in range(len(slots)) if row not in slots.fresh}
+    first: dict[tuple[int, ...], list[int]] = {}
+    for row in slots.fresh:
+        first.setdefault(slots.prompt_of(row), []).append(row)
+    sources = {}
+    for prompt, rows in first.items():
+        if prompt in older or len(rows) > 1:
+            sources |= dict.fromkeys(rows, older.get(prompt, rows[0]))
+    return sources
+
+
+def scatter(canvas: Tensor, window: Window, flat: Tensor) -> Tensor:
+    """The canvas positions of entries of the window: bool `[rows, completion]`."""
+    row, position = window.where(flat)
+    marked = torch.zeros_like(canvas, dtype=torch.bool)
+    marked[row, position] = True
+    return marked
+
+
+def _bounds(view: RowView, rows: list[int], plan: CachePlan) -> slice:
+    """Columns that any of the rows may attend to; block-causal rows see nothing beyond their active block."""
+    width = view.slots.prompt.shape[1]
+    first = width - max(view.slots.prompt_lens[row] for row in rows)
+    last = view.column.shape[1] if plan.attention == "full" else width + int(view.end[rows].max())
+    return slice(first, last)
+
+
+def _visible(view: RowView, rows: Tensor, columns: Tensor, keys: slice, plan: CachePlan) -> Tensor:
+    """bool `[rows, queries, keys]`; padded queries see what a real one in the last column would."""
+    real = view.is_real[rows, keys][:, None, :]
+    if plan.attention == "full":
+        return real.expand(-1, columns.shape[1], -1)
+    slots, width = view.slots, view.slots.prompt.shape[1]
+    position = torch.arange(view.column.shape[1], device=columns.device) - width
+    from_first = position[None] + slots.prompt_len[rows, None]
+    block = torch.div(from_first, slots.block_length[rows, None], rounding_mode="floor")
+    return real & (block[:, None, keys] <= block.gather(1, columns)[:, :, None])
+
+
+def pad_columns(queries: Tensor, most: int, dump: int) -> tuple[Tensor, Tensor]:
+    """Columns of each row's queries, ascending, rows padded to `most`.
+
+    Returns:
+        int64 `[rows, most]`, `dump` where padded, and bool `[rows, most]`, True where not.
+    """
+    order = queries.long().sort(dim=1, descending=True, stable=True).indices[:, :most]
+    real = torch.arange(most, device=queries.device) < queries.sum(dim=1, keepdim=True)
+    return order.masked_fill(~real, dump), real
+
+
+def size_classes(sizes: list[int]) -> list[tuple[list[int], int]]:
+    """Rows in classes of similar size, so that a short row is not padded to a long one.
+
+    A class ends where the next row has less than half the queries of its longest.
+
+    Args:
+        sizes: queries of each row.
+
+    Returns:
+        Rows of each class, ascending, and the longest of them; rows without queries are in none.
+    """
+    classes: list[tuple[list[int], int]] = []
+    for row in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if classes and 2 * sizes[row] >= classes[-1][1]:
+            classes[-1][0].append(row)
+        elif sizes[row]:
+            classes.append(([row], sizes[row]))
+    return [(sorted(rows), most) for rows, most in classes]
