@@ -10,9 +10,32 @@ import torch
 from torch import Tensor, nn
 
 from rl4dlm.diffusion.blocks import sequence_layout
-from rl4dlm.models.llada import key_mask_and_positions
 from rl4dlm.models.scoring import OutputHead
-from rl4dlm.types import AttentionLayout
+from rl4dlm.types import AttentionLayout, KeyValueStore
+
+
+def key_mask_and_positions(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """What attention may look at, and where tokens stand, so that padding is invisible to real tokens.
+
+    Args:
+        input_ids: int64 `[rows, length]`.
+        attention_mask: bool `[rows, length]`, False = padding, wherever it lies; None = all real.
+
+    Returns:
+        Keys that may be attended to, bool `[rows, 1, 1, length]`, or None when all may; positions, int64
+        `[rows or 1, length]`, counting real tokens from 0.
+
+    Raises:
+        TypeError: the mask is not bool; integer and additive masks circulate with opposite senses.
+    """
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        raise TypeError(f"attention_mask must be bool (True = real token), not {attention_mask.dtype}")
+    if attention_mask is None or bool(attention_mask.all()):
+        return None, torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
+    # A row of nothing but padding attends to itself: a softmax over no keys would be NaN.
+    visible = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
+    return visible[:, None, None, :], positions
 
 
 def attention_of(
@@ -77,8 +100,14 @@ class FamilyModel(ExactBuffers, ABC):
     config: Any
 
     @abstractmethod
-    def states(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-        """Hidden states that the head reads, `[rows, length, hidden]`; see `attention_of`."""
+    def states(
+        self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: KeyValueStore | None
+    ) -> Tensor:
+        """The residual stream after the last layer, `[rows, length, hidden]`; see `attention_of`."""
+
+    @abstractmethod
+    def finish(self, states: Tensor) -> Tensor:
+        """The final norm: what the head reads, `[..., hidden]`."""
 
     @abstractmethod
     def head(self) -> OutputHead:
@@ -101,7 +130,7 @@ class FamilyModel(ExactBuffers, ABC):
         labels: Tensor | None = None,
         temperature: float = 1.0,
         layout: AttentionLayout | None = None,
-        cache: Any = None,
+        cache: KeyValueStore | None = None,
     ) -> Tensor:
         """Logits, or log-probabilities of labels, at the selected positions.
 
@@ -131,7 +160,7 @@ class FamilyModel(ExactBuffers, ABC):
         if select is not None:
             hidden = hidden[select]
             labels = None if labels is None else labels[select]
-        return self.head()(hidden, labels, temperature)
+        return self.head()(self.finish(hidden), labels, temperature)
 
     def hidden_states(
         self,
@@ -141,7 +170,7 @@ class FamilyModel(ExactBuffers, ABC):
     ) -> Tensor:
         """What the head reads, `[rows, length, hidden]`; row i is token i's own, unshifted."""
         mask, positions = attention_of(input_ids, attention_mask, layout, self.config.block_length)
-        return self.states(input_ids, mask, positions, None)
+        return self.finish(self.states(input_ids, mask, positions, None))
 
     def forbid(self, ids: Sequence[int]) -> None:
         """Ids that may never be proposed: their logits are -inf from now on."""

@@ -22,6 +22,7 @@ from rl4dlm.models.llada import RMSNorm
 from rl4dlm.models.llada2 import LLaDA2Layer
 from rl4dlm.models.moe import SparseMLP
 from rl4dlm.models.scoring import OutputHead
+from rl4dlm.types import KeyValueStore
 
 _LAYERS = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
 
@@ -82,7 +83,7 @@ def _layers(config: DecoderConfig) -> nn.ModuleList:
 
 
 class DecoderBackbone(nn.Module):
-    """Embedding, layers and final norm, under the published names."""
+    """Embedding and layers; the final norm lies in the same published container but runs later."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -93,8 +94,10 @@ class DecoderBackbone(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._rotary_frequencies: tuple[Tensor, float] | None = None
 
-    def forward(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any = None) -> Tensor:
-        """Hidden states after the final norm, `[rows, length, hidden]`; see `attention_of`."""
+    def forward(
+        self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: KeyValueStore | None = None
+    ) -> Tensor:
+        """The residual stream after the last layer, `[rows, length, hidden]`; see `attention_of`."""
         x = self.embedding()(input_ids)
         rotary = self._rotary(positions, x.dtype)
         recompute = self.recompute and torch.is_grad_enabled()
@@ -103,7 +106,7 @@ class DecoderBackbone(nn.Module):
                 x = checkpoint(layer, x, mask, position_embeddings=rotary, use_reentrant=False)
             else:
                 x = layer(x, mask, position_embeddings=rotary, past_key_values=cache)
-        return self.norm(x)
+        return x
 
     def embedding(self) -> nn.Embedding:
         """The matrix over the vocabulary, whatever its published name is."""
@@ -129,9 +132,13 @@ class Decoder(FamilyModel):
         self.lm_head: OutputHead | None = OutputHead(config.hidden_size, config.vocab_size)
         self.tie_weights()
 
-    def states(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-        """States after the final norm."""
+    def states(
+        self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: KeyValueStore | None
+    ) -> Tensor:
         return self.model(input_ids, mask, positions, cache)
+
+    def finish(self, states: Tensor) -> Tensor:
+        return self.model.norm(states)
 
     def head(self) -> OutputHead:
         assert self.lm_head is not None

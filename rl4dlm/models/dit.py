@@ -8,7 +8,6 @@ vector (specs: models 7). Not covered: dropout (published training: 0.1).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from rl4dlm.models.base import ExactBuffers, FamilyModel
 from rl4dlm.models.dit_config import DiTConfig
 from rl4dlm.models.llada import rotary_tables, rotate
 from rl4dlm.models.scoring import OutputHead
+from rl4dlm.types import KeyValueStore
 
 _TIME_FEATURES = 256
 _EPS = 1e-5
@@ -85,7 +85,7 @@ class DiTBlock(nn.Module):
         condition: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cache: Any,
+        cache: KeyValueStore | None,
     ) -> Tensor:
         """`[rows, length, hidden]` to the same; `condition` is `[1, cond]`."""
         if condition is None:
@@ -95,7 +95,9 @@ class DiTBlock(nn.Module):
         x = x + gate1 * self._attention(self.norm1(x) * (1 + scale1) + shift1, rotary, mask, cache)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
-    def _attention(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any) -> Tensor:
+    def _attention(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KeyValueStore | None
+    ) -> Tensor:
         query, key, value = self.attn_qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
@@ -145,9 +147,11 @@ class DiTBackbone(nn.Module):
         self.blocks = nn.ModuleList(DiTBlock(config, index) for index in range(config.n_blocks))
         self.output_layer = FinalLayer(config)
 
-    def forward(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-        """What the projection reads, `[rows, length, hidden]`."""
-        condition = self.sigma_map() if self.config.adaln else None
+    def forward(
+        self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: KeyValueStore | None
+    ) -> Tensor:
+        """The residual stream after the last block, `[rows, length, hidden]`."""
+        condition = self.condition()
         rotary = rotary_tables(positions, self.config.head_dim, _ROPE_THETA)
         x = self.vocab_embed(input_ids)
         recompute = self.recompute and torch.is_grad_enabled()
@@ -156,7 +160,11 @@ class DiTBackbone(nn.Module):
                 x = checkpoint(block, x, condition, rotary, mask, cache, use_reentrant=False)
             else:
                 x = block(x, condition, rotary, mask, cache)
-        return self.output_layer(x, condition)
+        return x
+
+    def condition(self) -> Tensor | None:
+        """The vector that modulates the layers, `[1, cond]`, if the model has one."""
+        return self.sigma_map() if self.config.adaln else None
 
 
 class DiT(FamilyModel):
@@ -170,9 +178,13 @@ class DiT(FamilyModel):
             self.register_buffer("sampling_eps_min", torch.tensor(config.clipped_schedule[0]))
             self.register_buffer("sampling_eps_max", torch.tensor(config.clipped_schedule[1]))
 
-    def states(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
-        """States after the final norm and its modulation."""
+    def states(
+        self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: KeyValueStore | None
+    ) -> Tensor:
         return self.backbone(input_ids, mask, positions, cache)
+
+    def finish(self, states: Tensor) -> Tensor:
+        return self.backbone.output_layer(states, self.backbone.condition())
 
     def head(self) -> OutputHead:
         head = self.backbone.output_layer.linear

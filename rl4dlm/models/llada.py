@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rl4dlm.models.base import FamilyModel
 from rl4dlm.models.llada_config import LLaDAConfig
 from rl4dlm.models.scoring import OutputHead
-from rl4dlm.types import AttentionLayout, KeyValueStore
+from rl4dlm.types import KeyValueStore
 
 
 class RMSNorm(nn.Module):
@@ -58,30 +58,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     full = x.float()
     first, second = full.chunk(2, dim=-1)
     return (full * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
-def key_mask_and_positions(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """What attention may look at, and where tokens stand, so that padding is invisible to real tokens.
-
-    Args:
-        input_ids: int64 `[rows, length]`.
-        attention_mask: bool `[rows, length]`, False = padding, wherever it lies; None = all real.
-
-    Returns:
-        Keys that may be attended to, bool `[rows, 1, 1, length]`, or None when all may; positions, int64
-        `[rows or 1, length]`, counting real tokens from 0.
-
-    Raises:
-        TypeError: the mask is not bool; integer and additive masks circulate with opposite senses.
-    """
-    if attention_mask is not None and attention_mask.dtype != torch.bool:
-        raise TypeError(f"attention_mask must be bool (True = real token), not {attention_mask.dtype}")
-    if attention_mask is None or bool(attention_mask.all()):
-        return None, torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
-    # A row of nothing but padding attends to itself: a softmax over no keys would be NaN.
-    visible = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
-    return visible[:, None, None, :], positions
 
 
 class LLaDABlock(nn.Module):
@@ -170,7 +146,7 @@ class LLaDABackbone(nn.Module):
         return x
 
 
-class LLaDA(nn.Module):
+class LLaDA(FamilyModel):
     """LLaDA with the call of `rl4dlm.types.Denoiser`: index i scores the token at position i.
 
     Not covered: dropout (the published value is 0); gradients through a key-value cache.
@@ -182,77 +158,24 @@ class LLaDA(nn.Module):
         self.model = LLaDABackbone(config)
         self.tie_weights()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        select: Tensor | None = None,
-        labels: Tensor | None = None,
-        temperature: float = 1.0,
-        layout: AttentionLayout | None = None,
-        cache: KeyValueStore | None = None,
+    def states(
+        self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: KeyValueStore | None
     ) -> Tensor:
-        """Logits, or log-probabilities of labels, at the selected positions.
+        return self.model(input_ids, mask, positions, cache)
 
-        Args:
-            input_ids: int64 `[rows, length]`, the mask token where a position is hidden.
-            attention_mask: bool `[rows, length]`, False = padding, neither attended to nor counted in
-                positions; None = all real. Values at padded positions mean nothing, but are finite.
-            select: bool `[rows, length]`; None = all. The head runs on these positions alone.
-            labels: int64 `[rows, length]`, ids to score; read at the selected positions only.
-            temperature: divides the logits before labels are scored; without labels it has no effect.
-            layout: positions and attention in place of `attention_mask`'s; None: every real token sees every
-                other.
-            cache: keys and values of tokens that are not in `input_ids`; the layout's keys are what it
-                returns.
+    def finish(self, states: Tensor) -> Tensor:
+        return self.model.transformer["ln_f"](states)
 
-        Returns:
-            float32 `[selected, vocab]` in row-major order (`[rows, length, vocab]` without `select`),
-            forbidden ids at -inf. With labels float32 `[selected]` (`[rows, length]`), nats; no tensor of the
-            size of the logits is kept for the backward pass.
-        """
-        if layout is None:
-            key_mask, positions = key_mask_and_positions(input_ids, attention_mask)
-        else:
-            key_mask, positions = layout.visible()[:, None], layout.position
-        hidden = self.model(input_ids, key_mask, positions, cache)
-        if select is not None:
-            hidden = hidden[select]
-            labels = None if labels is None else labels[select]
-        transformer = self.model.transformer
-        return transformer["ff_out"](transformer["ln_f"](hidden), labels, temperature)
-
-    def hidden_states(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        layout: AttentionLayout | None = None,
-    ) -> Tensor:
-        """States after the final norm, `[rows, length, hidden]`; arguments as in `forward`."""
-        if layout is None:
-            key_mask, positions = key_mask_and_positions(input_ids, attention_mask)
-        else:
-            key_mask, positions = layout.visible()[:, None], layout.position
-        return self.model.transformer["ln_f"](self.model(input_ids, key_mask, positions))
+    def head(self) -> OutputHead:
+        return self.model.transformer["ff_out"]
 
     def drop_head(self) -> None:
-        """Remove the projection to the vocabulary; `hidden_states` is what remains."""
         del self.model.transformer["ff_out"]
 
-    def forbid(self, ids: Sequence[int]) -> None:
-        """Ids that may never be proposed: their logits are -inf from now on."""
-        self.model.transformer["ff_out"].forbid(ids)
-
-    def gradient_checkpointing_enable(self) -> None:
-        """Keep only each block's input for the backward pass and compute the rest again."""
-        self.model.recompute = True
-
-    def gradient_checkpointing_disable(self) -> None:
-        self.model.recompute = False
+    def recompute_layers(self, recompute: bool) -> None:
+        self.model.recompute = recompute
 
     def tie_weights(self) -> None:
-        """Let the head use the embedding matrix where the configuration says so; call it after assignment."""
         if self.config.weight_tying:
             self.model.transformer["ff_out"].weight = self.model.transformer["wte"].weight
 

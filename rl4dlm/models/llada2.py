@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from rl4dlm.models.decoder_config import DecoderConfig
 from rl4dlm.models.llada import RMSNorm
 from rl4dlm.models.moe import GatedMLP, SparseMLP
+from rl4dlm.types import KeyValueStore
 
 
 class LLaDA2Attention(nn.Module):
@@ -26,7 +25,9 @@ class LLaDA2Attention(nn.Module):
         self.key_layernorm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.dense = nn.Linear(self.heads[0] * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor], cache: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor], cache: KeyValueStore | None
+    ) -> Tensor:
         heads = self.query_key_value(x).unflatten(-1, (sum(self.heads), -1)).transpose(1, 2)
         query, key, value = heads.split(self.heads, dim=1)  # [rows, heads, length, head_dim]
         query = _rotate_part(self.query_layernorm(query), *rotary)
@@ -75,7 +76,7 @@ class LLaDA2Layer(nn.Module):
         attention_mask: Tensor | None,
         *,
         position_embeddings: tuple[Tensor, Tensor],
-        past_key_values: Any = None,
+        past_key_values: KeyValueStore | None = None,
     ) -> Tensor:
         normed = self.input_layernorm(x)
         x = x + self.attention(normed, attention_mask, position_embeddings, past_key_values)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl4dlm.models.llada import LLaDA, RMSNorm, key_mask_and_positions, rotary_tables, rotate
+from rl4dlm.models.base import key_mask_and_positions
+from rl4dlm.models.llada import LLaDA, RMSNorm, rotary_tables, rotate
 
 
 def explicit_logits(module: LLaDA, ids: list[int]) -> Tensor:

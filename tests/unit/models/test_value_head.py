@@ -37,7 +37,7 @@ def test_before_training_every_value_is_zero_and_the_head_alone_would_move(famil
 @CASES
 def test_the_value_is_a_linear_readout_of_what_the_policys_head_reads(family, block_length):
     policy = make_family(family, block_length).module
-    head = policy.model.transformer["ff_out"] if family == "llada" else policy.head()
+    head = policy.head()
     row = head.weight[5].detach().clone()
     logits = policy(IDS)[..., 5] - (0.0 if head.bias is None else head.bias[5])
     model = ValueModel(policy)
