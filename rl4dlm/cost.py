@@ -135,7 +135,7 @@ def _forwards(recipe: Recipe) -> dict[str, float]:
     single = algorithm.num_iterations == 1 and recipe.trainer.num_minibatches == 1
     return {
         "rollout": float(completions * rollout.diffusion_steps),
-        "old": 0.0 if single else float(states),
+        "old": float(states) if algorithm.has_ratios and not single else 0.0,
         "reference": float(states) if algorithm.keeps_reference else 0.0,
         "update (forward and backward)": float(states),
     }

@@ -36,6 +36,11 @@ class Method(Config):
         """Whether a frozen reference policy is needed."""
         return False
 
+    @property
+    def has_ratios(self) -> bool:
+        """Whether the loss compares with the weights that an update begins with."""
+        return False
+
 
 class Clipped(Method):
     """Methods with clipped ratios."""
@@ -48,6 +53,11 @@ class Clipped(Method):
 
     log_ratio_clamp: float = Field(10.0, gt=0)
     """Log-ratios are clamped to +- this before exp, nats."""
+
+    @property
+    def has_ratios(self) -> bool:
+        """Whether the loss compares with the weights that an update begins with."""
+        return True
 
 
 class Referenced(Method):
@@ -178,5 +188,41 @@ class ESPOConfig(Clipped, Referenced):
         return 2.0 * self.num_masks
 
 
-AlgorithmConfig = Annotated[DiffuGRPOConfig | ESPOConfig | GDPOConfig, Field(discriminator="type")]
+class SPGConfig(Method):
+    """Sandwiched Policy Gradient (SPG, arXiv:2510.09541): a lower bound of the likelihood for good
+    completions, a mixture with an upper bound for bad ones; no ratio, no KL."""
+
+    type: Literal["spg"] = "spg"
+
+    num_masks: int = Field(2, ge=1)
+    """n_t: states per completion and pass."""
+
+    mask_scheme: Literal["block_random", "random"] = "block_random"
+    """`block_random`: a random number of tokens of one random block of the sampler is hidden, and all later
+    blocks. `random`: a random number of tokens of the whole completion (of each block, where the model is
+    block-causal)."""
+
+    restrict_to_block: bool = False
+    """Score only the chosen block of `block_random`; the released code scores everything that is hidden."""
+
+    eubo_beta: float = Field(1.5, ge=1)
+    """b of the upper bound; larger is higher. Published: 1.5 (GSM8K, MATH, Countdown), 1.0 (Sudoku)."""
+
+    omega: float = Field(0.5, ge=0, le=1)
+    """Share of the upper bound in what bad completions are lowered by; 0: the lower bound for all."""
+
+    p_mask_prompt: float = Field(0.15, ge=0, lt=1)
+    """Probability that a prompt token is hidden, and under `block_random` a token of an earlier block."""
+
+    after_eos: Literal["mask", "keep"] = "mask"
+    """What the model sees after the last action: mask tokens, or what the canvas holds there."""
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """n_t."""
+        return float(self.num_masks)
+
+
+AlgorithmConfig = Annotated[
+    DiffuGRPOConfig | ESPOConfig | GDPOConfig | SPGConfig, Field(discriminator="type")
+]
 """The union of all methods, discriminated by `type`."""

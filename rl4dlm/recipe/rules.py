@@ -244,6 +244,17 @@ def clip_range_is_a_range(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def a_block_is_chosen_where_scores_are_restricted_to_it(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if algorithm.type == "spg" and algorithm.restrict_to_block and algorithm.mask_scheme != "block_random":
+        yield (
+            "algorithm.restrict_to_block",
+            f"algorithm.restrict_to_block is not read by algorithm.mask_scheme = {algorithm.mask_scheme}",
+            "remove it, or use mask_scheme: block_random",
+        )
+
+
+@rule
 def warmup_ends(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.warmup_steps >= recipe.trainer.max_steps and recipe.trainer.max_steps > 1:
         yield (

@@ -14,6 +14,7 @@ METHODS: dict[str, str] = {
     "diffu_grpo": "diffu_grpo:DiffuGRPO",
     "espo": "espo:ESPO",
     "gdpo": "gdpo:GDPO",
+    "spg": "spg:SPG",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
 
@@ -32,5 +33,10 @@ def make_method(config: AlgorithmConfig, setting: Setting | None = None) -> Trai
 
 def make_trainer(recipe: Recipe, spec: DenoiserSpec) -> Trainer:
     """The trainer of a recipe for a model of these facts."""
-    setting = Setting(temperature=recipe.rollout.temperature, spec=spec, seed=recipe.run.seed)
+    setting = Setting(
+        temperature=recipe.rollout.temperature,
+        spec=spec,
+        seed=recipe.run.seed,
+        block_length=recipe.rollout.block_length,
+    )
     return make_method(recipe.algorithm, setting)

@@ -35,6 +35,8 @@ class Setting:
     """Of the model: attention and block length decide how states become inputs."""
     seed: int = 0
     """Of the run."""
+    block_length: int | None = None
+    """Of the rollouts: tokens that the sampler fills together; None: the whole canvas."""
 
 
 @dataclass(frozen=True)

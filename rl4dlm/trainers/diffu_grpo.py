@@ -10,13 +10,11 @@ masks come from row seeds, so old and current policy see the same; old values ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
-import torch
 
-from rl4dlm.diffusion.masking import bernoulli_masks
-from rl4dlm.likelihood.states import States, rectangle
+from rl4dlm.likelihood.one_step import one_step_states
+from rl4dlm.likelihood.states import States
 from rl4dlm.trainers.token_trainer import TokenTrainer
 from rl4dlm.types import TrainBatch
 
@@ -30,16 +28,8 @@ class DiffuGRPO(TokenTrainer):
 
     def states(self, batch: TrainBatch, rows: Sequence[int], inner: int) -> States:
         """The whole canvas hidden; actions are scored."""
-        index = list(rows)
-        action = torch.from_numpy(batch.loss_mask[index])[:, None]
-        hidden = torch.ones_like(action)
-        states = rectangle(hidden, action, target=action)
-        return replace(states, prompt_masked=self._prompt_masks(batch, index, inner))
-
-    def _prompt_masks(self, batch: TrainBatch, rows: list[int], inner: int) -> tuple[np.ndarray, ...]:
-        """Which prompt tokens each row hides in this pass, bool `[prompt]` each."""
-        longest = max(len(batch.prompt_ids[row]) for row in rows)
-        rate = torch.full((len(rows), 1), self.config.p_mask_prompt, dtype=torch.float64)
-        every = torch.ones(len(rows), longest, dtype=torch.bool)
-        masks = bernoulli_masks(torch.tensor(batch.seed[rows]), every, rate, inner)[:, 0].numpy()
-        return tuple(mask[: len(batch.prompt_ids[row])] for mask, row in zip(masks, rows, strict=True))
+        rows = list(rows)
+        lengths = [len(batch.prompt_ids[row]) for row in rows]
+        return one_step_states(
+            batch.seed[rows], batch.loss_mask[rows], lengths, inner, self.config.p_mask_prompt
+        )

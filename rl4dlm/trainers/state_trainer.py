@@ -34,7 +34,8 @@ class Rows:
     live: Tensor
     """bool `[rows, completion]`: positions that the objective is to judge."""
     states: States
-    """The states of this pass; `row` counts the rows of the micro-batch."""
+    """Those that the estimate is made of: all of the rows', or this pass's where the loss is a sum over
+    states; `row` counts the rows of the micro-batch."""
     extra: Mapping[str, Tensor]
     """The batch's `extra` for these rows."""
 
@@ -269,7 +270,7 @@ class StateTrainer:
             advantage=torch.tensor(batch.advantage[index]).to(value),
             loss_mask=torch.from_numpy(batch.loss_mask[index]).to(value.device),
             live=live.to(value.device),
-            states=states,
+            states=judged,
             extra={name: _tensor(values[index], value) for name, values in batch.extra.items()},
         )
 

@@ -28,6 +28,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "espo-plain": {"type": "espo", "epsilon": 0.01, "beta": 0.0, "num_masks": 1, "baseline": "mean"},
     "gdpo": {"type": "gdpo"},
     "gdpo-kl": {"type": "gdpo", "beta": 0.2, "num_nodes": 2},
+    "spg": {"type": "spg"},
+    "spg-random": {"type": "spg", "mask_scheme": "random", "num_masks": 3, "after_eos": "keep"},
+    "spg-block": {"type": "spg", "restrict_to_block": True, "eubo_beta": 1.0, "omega": 1.0},
     "diffu_grpo": {"type": "diffu_grpo", "beta": 0.0},
     "diffu_grpo-kl": {"type": "diffu_grpo", "p_mask_prompt": 0.5},
     "diffu_grpo-importance": {"type": "diffu_grpo", "importance_correction": "truncated"},
@@ -42,7 +45,7 @@ def make(name: str, block_length: int | None = None, **changes: Any) -> Trainer:
     """The trainer of some settings, for a tiny model of full or block attention."""
     config = TypeAdapter(AlgorithmConfig).validate_python({**SETTINGS[name], **changes})
     spec = tiny_denoiser(block_length=block_length).spec
-    return make_method(config, Setting(temperature=1.0, spec=spec))
+    return make_method(config, Setting(temperature=1.0, spec=spec, block_length=3))
 
 
 def batch_of(trainer: Trainer, reward=REWARD, groups=None) -> TrainBatch:

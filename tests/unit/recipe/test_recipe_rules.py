@@ -83,6 +83,12 @@ BROKEN = [
         "set it to 1",
     ),
     ("clip_range_is_a_range", ["algorithm.epsilon=1"], "algorithm.epsilon", "below 1"),
+    (
+        "a_block_is_chosen_where_scores_are_restricted_to_it",
+        ["algorithm={type: spg, restrict_to_block: true, mask_scheme: random}"],
+        "algorithm.restrict_to_block",
+        "block_random",
+    ),
     ("warmup_ends", ["trainer.warmup_steps=120"], "trainer.warmup_steps", "a tenth"),
 ]
 
