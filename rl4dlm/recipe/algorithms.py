@@ -222,7 +222,21 @@ class SPGConfig(Method):
         return float(self.num_masks)
 
 
+class WD1Config(Method):
+    """wd1 (arXiv:2507.08838): a weighted log-likelihood without ratios, on diffu-GRPO's one-step
+    estimate."""
+
+    type: Literal["wd1"] = "wd1"
+
+    psi: float = Field(1.0, gt=0)
+    """Inverse temperature of the weights softmax(+-psi A) within a group; large values compare the best with
+    the worst alone."""
+
+    p_mask_prompt: float = Field(0.15, ge=0, lt=1)
+    """Probability that a prompt token is hidden; 0: prompts are never masked."""
+
+
 AlgorithmConfig = Annotated[
-    DiffuGRPOConfig | ESPOConfig | GDPOConfig | SPGConfig, Field(discriminator="type")
+    DiffuGRPOConfig | ESPOConfig | GDPOConfig | SPGConfig | WD1Config, Field(discriminator="type")
 ]
 """The union of all methods, discriminated by `type`."""

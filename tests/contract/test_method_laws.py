@@ -31,6 +31,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "spg": {"type": "spg"},
     "spg-random": {"type": "spg", "mask_scheme": "random", "num_masks": 3, "after_eos": "keep"},
     "spg-block": {"type": "spg", "restrict_to_block": True, "eubo_beta": 1.0, "omega": 1.0},
+    "wd1": {"type": "wd1"},
+    "wd1-sharp": {"type": "wd1", "psi": 3.0, "p_mask_prompt": 0.0, "completion_scope": "canvas"},
     "diffu_grpo": {"type": "diffu_grpo", "beta": 0.0},
     "diffu_grpo-kl": {"type": "diffu_grpo", "p_mask_prompt": 0.5},
     "diffu_grpo-importance": {"type": "diffu_grpo", "importance_correction": "truncated"},

@@ -23,6 +23,7 @@ GDPO = [name for name in LARGE if name.startswith("gdpo/")]
 # What `--dry-run` prints: 96 completions x 128 steps, then completions x states x passes.
 FORWARDS = {
     "espo": "rollout 12,288, old 3,072, reference 3,072, update (forward and backward) 3,072",  # 4 x 8
+    "wd1": "rollout 12,288, update (forward and backward) 768",  # 1 x 8
     "spg": "rollout 12,288, update (forward and backward) 768",  # 2 x 4
     "gdpo": "rollout 12,288, old 3,456, update (forward and backward) 3,456",  # 3 x 12
 }
