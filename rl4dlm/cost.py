@@ -113,6 +113,7 @@ def _disk_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dict[s
     optimizer = (12 if trainer.bf16 else 8) * trainable
     one = optimizer + 2 * trainable * size
     rows = recipe.rollout.prompts_per_update * recipe.rollout.num_generations
+    rows *= recipe.algorithm.samples_rollouts
     files = trainer.max_steps // recipe.tracking.rollouts_every if recipe.tracking.rollouts_every else 0
     return {
         f"checkpoints ({trainer.save_total_limit} kept)": (trainer.save_total_limit + 1) * one,
@@ -134,7 +135,7 @@ def _forwards(recipe: Recipe) -> dict[str, float]:
     states = completions * algorithm.states_per_completion(rollout) * algorithm.num_iterations
     single = algorithm.num_iterations == 1 and recipe.trainer.num_minibatches == 1
     return {
-        "rollout": float(completions * rollout.diffusion_steps),
+        "rollout": float(completions * rollout.diffusion_steps) if algorithm.samples_rollouts else 0.0,
         "old": float(states) if algorithm.has_ratios and not single else 0.0,
         "reference": float(states) if algorithm.keeps_reference else 0.0,
         "update (forward and backward)": float(states),

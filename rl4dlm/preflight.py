@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rl4dlm.data import PromptSource, demonstrations, open_prompts, open_task, training_texts
-from rl4dlm.errors import ClusterError, ModelError, RecipeError
+from rl4dlm.data import (
+    PromptSource,
+    demonstrations,
+    open_prompts,
+    open_task,
+    preference_pairs,
+    training_texts,
+)
+from rl4dlm.errors import ClusterError, DataError, ModelError, RecipeError
 from rl4dlm.models import (
     LoadedModel,
     ModelFacts,
@@ -24,7 +31,7 @@ from rl4dlm.models import (
 from rl4dlm.recipe import Recipe
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.pool import RewardPool
-from rl4dlm.types import DenoiserSpec, Prompt
+from rl4dlm.types import DenoiserSpec, Pair, Prompt
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,20 @@ class Preflight:
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def pairs(self, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Pair]:
+        """The recorded preferences of some rows; see `preference_pairs`.
+
+        Raises:
+            DataError: a row cannot be used.
+        """
+        return preference_pairs(
+            prompts,
+            partial(encode, self.tokenizer),
+            eos_id=self.spec.eos_id,
+            canvas_length=recipe.rollout.max_completion_length,
+            overlong=recipe.data.overlong,
+        )
 
 
 def preflight(recipe: Recipe) -> Preflight:
@@ -75,7 +96,10 @@ def preflight(recipe: Recipe) -> Preflight:
     check_demonstrations(recipe, tokenizer, spec, prompts)
     with RewardPool(recipe.reward) as rewards:
         rewards.check(first[:2])
-    return Preflight(facts, spec, tokenizer, prompts, tuple(prompts.notes), make_model)
+    found = Preflight(facts, spec, tokenizer, prompts, tuple(prompts.notes), make_model)
+    if not recipe.algorithm.samples_rollouts:
+        check_pairs(recipe, found.pairs(recipe, first))
+    return found
 
 
 def check_devices(recipe: Recipe) -> None:
@@ -140,6 +164,21 @@ def check_demonstrations(recipe: Recipe, tokenizer: Any, spec: DenoiserSpec, pro
         indices=range(recipe.warm_start.batch_size),
         render=prompts.render,
     )
+
+
+def check_pairs(recipe: Recipe, pairs: list[Pair]) -> None:
+    """Some pair of the first update must fit the canvas.
+
+    Raises:
+        DataError: none does.
+    """
+    if not pairs:
+        raise DataError(
+            f"data.train = {recipe.data.train}: none of the first update's pairs (rollout.prompts_per_update "
+            f"= {recipe.rollout.prompts_per_update}) fits rollout.max_completion_length = "
+            f"{recipe.rollout.max_completion_length} tokens.\n"
+            "Fix: raise rollout.max_completion_length, or set data.overlong: truncate."
+        )
 
 
 def _scratch_model(recipe: Recipe) -> LoadedModel:

@@ -9,7 +9,7 @@ from pydantic import Field
 from rl4dlm.recipe.sections import Config, RolloutConfig
 
 
-class Method(Config):
+class AnyMethod(Config):
     """What every method has."""
 
     num_iterations: int = Field(1, ge=1)
@@ -19,17 +19,13 @@ class Method(Config):
     """Positions that count as the action: up to and including the first stop id, or the whole canvas without
     the filler after an early stop."""
 
-    scale_rewards: Literal["none", "group", "group_population", "batch"] = "none"
-    """`none`: advantage = reward - baseline. `group`: also divided by the group's sample standard deviation
-    (`group_population`: by the population's), `batch`: by that of all rewards of the update."""
-
-    baseline: Literal["mean", "loo"] = "mean"
-    """What a reward is compared with: the group's mean, or the mean of the group's others (leave one out),
-    which makes advantages G/(G-1) times as large."""
-
     def states_per_completion(self, rollout: RolloutConfig) -> float:
         """Model inputs that an update evaluates per completion and pass, for cost estimates."""
         return 1.0
+
+    def rows_per_prompt(self, rollout: RolloutConfig) -> int:
+        """Rows of the batch that a prompt makes."""
+        return rollout.num_generations
 
     @property
     def keeps_reference(self) -> bool:
@@ -40,6 +36,23 @@ class Method(Config):
     def has_ratios(self) -> bool:
         """Whether the loss compares with the weights that an update begins with."""
         return False
+
+    @property
+    def samples_rollouts(self) -> bool:
+        """Whether an update samples completions and scores them."""
+        return True
+
+
+class Method(AnyMethod):
+    """Methods that compare the rewards of completions within their group."""
+
+    scale_rewards: Literal["none", "group", "group_population", "batch"] = "none"
+    """`none`: advantage = reward - baseline. `group`: also divided by the group's sample standard deviation
+    (`group_population`: by the population's), `batch`: by that of all rewards of the update."""
+
+    baseline: Literal["mean", "loo"] = "mean"
+    """What a reward is compared with: the group's mean, or the mean of the group's others (leave one out),
+    which makes advantages G/(G-1) times as large."""
 
 
 class Clipped(Method):
@@ -236,7 +249,63 @@ class WD1Config(Method):
     """Probability that a prompt token is hidden; 0: prompts are never masked."""
 
 
+class VRPOConfig(AnyMethod):
+    """VRPO (LLaDA 1.5, arXiv:2505.19223): preference optimisation from pairs, DPO with ELBO estimates."""
+
+    type: Literal["vrpo"] = "vrpo"
+
+    pairs: Literal["offline", "online"] = "offline"
+    """Where preferences come from. `offline`: `data.train` has the columns `prompt`, `chosen` and `rejected`;
+    nothing is sampled for an update, and rewards serve evaluation alone. `online`: the best against the worst
+    completion of every prompt by reward; prompts whose completions are all alike are left out."""
+
+    estimator: Literal["sdmc", "double_mc", "stratified"] = "stratified"
+    """How the ELBO is estimated. `stratified`: exact counts stratified over 1..L with weight L/k, unbiased.
+    `double_mc`: mask rates drawn uniformly. `sdmc`: Gauss-Legendre nodes over the mask rate."""
+
+    num_nodes: int = Field(8, ge=1, le=64)
+    """n_t: mask rates (or counts) per completion and pass."""
+
+    num_masks: int = Field(1, ge=1)
+    """n_m: masks per rate. For a given product n_t * n_m, 1 has the lowest variance."""
+
+    count_rule: Literal["round_half", "round", "floor_release", "bernoulli"] = "round_half"
+    """Masked positions at rate t of L: `round_half` round(tL + 1/2) with weight L/count, `round` round(tL)
+    with weight L/count, `floor_release` floor(tL) with weight 1/t, `bernoulli` each position independently
+    with weight 1/t. Not used by `stratified`."""
+
+    beta: float = Field(0.2, gt=0)
+    """How soon a pair counts as learnt; larger values stay nearer to the reference. Multiplies differences of
+    whole completions, in nats. The authors' value is not known; 0.2 is a port's."""
+
+    normalise_by_length: bool = False
+    """Divide likelihoods by the canvas length within the comparison (a port's), so that `beta` acts as
+    `beta` / L."""
+
+    sft_weight: float = Field(0.0, ge=0)
+    """Weight of the preferred completion's negative ELBO per token; reported: 0.05."""
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """n_t * n_m for two completions of every prompt."""
+        return 2.0 * self.num_nodes * self.num_masks / rollout.num_generations
+
+    def rows_per_prompt(self, rollout: RolloutConfig) -> int:
+        """A pair."""
+        return 1
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Always: preferences are measured against it."""
+        return True
+
+    @property
+    def samples_rollouts(self) -> bool:
+        """Only online."""
+        return self.pairs == "online"
+
+
 AlgorithmConfig = Annotated[
-    DiffuGRPOConfig | ESPOConfig | GDPOConfig | SPGConfig | WD1Config, Field(discriminator="type")
+    DiffuGRPOConfig | ESPOConfig | GDPOConfig | SPGConfig | VRPOConfig | WD1Config,
+    Field(discriminator="type"),
 ]
 """The union of all methods, discriminated by `type`."""

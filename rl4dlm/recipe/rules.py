@@ -100,7 +100,7 @@ def blocks_divide_the_canvas(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def groups_have_company(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.rollout.num_generations < 2:
+    if recipe.rollout.num_generations < 2 and recipe.algorithm.samples_rollouts:
         yield (
             "rollout.num_generations",
             f"rollout.num_generations = {recipe.rollout.num_generations}: {recipe.algorithm.type} compares "
@@ -111,7 +111,8 @@ def groups_have_company(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.rollout.temperature == 0 and recipe.rollout.remasking != "random":
+    sampled = recipe.algorithm.samples_rollouts
+    if sampled and recipe.rollout.temperature == 0 and recipe.rollout.remasking != "random":
         yield (
             "rollout.temperature",
             "rollout.temperature = 0: all completions of a group are identical and every advantage is 0",
@@ -157,13 +158,13 @@ def minibatches_hold_groups(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def ranks_have_work(recipe: Recipe) -> Iterator[Finding]:
-    rows = (
-        recipe.rollout.prompts_per_update * recipe.rollout.num_generations // recipe.trainer.num_minibatches
-    )
+    rollout = recipe.rollout
+    of_prompt = recipe.algorithm.rows_per_prompt(rollout)
+    rows = rollout.prompts_per_update * of_prompt // recipe.trainer.num_minibatches
     if recipe.cluster.num_trainers > rows:
         yield (
             "cluster.num_trainers",
-            f"cluster.num_trainers = {recipe.cluster.num_trainers} ranks share {rows} completions per "
+            f"cluster.num_trainers = {recipe.cluster.num_trainers} ranks share {rows} rows per "
             "optimizer step",
             f"use {rows} ranks or less, or more rollout.prompts_per_update",
         )
@@ -251,6 +252,16 @@ def a_block_is_chosen_where_scores_are_restricted_to_it(recipe: Recipe) -> Itera
             "algorithm.restrict_to_block",
             f"algorithm.restrict_to_block is not read by algorithm.mask_scheme = {algorithm.mask_scheme}",
             "remove it, or use mask_scheme: block_random",
+        )
+
+
+@rule
+def recorded_pairs_are_somewhere(recipe: Recipe) -> Iterator[Finding]:
+    if not recipe.algorithm.samples_rollouts and recipe.data.train is None:
+        yield (
+            "algorithm.pairs",
+            "algorithm.pairs = offline needs recorded pairs, and data.train is not set",
+            "set data.train to rows with `prompt`, `chosen` and `rejected`, or algorithm.pairs: online",
         )
 
 

@@ -15,6 +15,7 @@ METHODS: dict[str, str] = {
     "espo": "espo:ESPO",
     "gdpo": "gdpo:GDPO",
     "spg": "spg:SPG",
+    "vrpo": "vrpo:VRPO",
     "wd1": "wd1:WD1",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""

@@ -20,7 +20,7 @@ from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.likelihood.packing import action_mask
 from rl4dlm.likelihood.states import States, block_of_positions, sequence_tokens, state_logp
 from rl4dlm.trainers.base import Metrics, MicroBatch, Replay, Setting, StepSize
-from rl4dlm.types import STOP_ABORTED, Denoiser, Rollout, RolloutGroup, Scores, TrainBatch, flatten
+from rl4dlm.types import STOP_ABORTED, Denoiser, Pair, Rollout, RolloutGroup, Scores, TrainBatch, flatten
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class StateTrainer:
 
     needs_old = True
     scores_steps = False
+    offline = False
     separable = False
     """The loss is a sum over the targets of single states: a row may be split without knowing the rest."""
     temperature = 1.0
@@ -166,6 +167,12 @@ class StateTrainer:
             extra=extra,
         )
         return batch, metrics | {"advantage/abs_mean": float(np.abs(advantage).mean(dtype=np.float64))} | more
+
+    def prepare_pairs(
+        self, pairs: Sequence[Pair], *, policy_version: int, seed: int
+    ) -> tuple[TrainBatch | None, Metrics]:
+        """See `Trainer.prepare_pairs`: methods that compare rollouts have no use for them."""
+        raise NotImplementedError
 
     def minibatches(self, batch: TrainBatch, inner: int, num_minibatches: int) -> list[np.ndarray]:
         """Whole groups in an order of their own for each pass; rows without loss are counted in."""

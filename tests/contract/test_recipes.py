@@ -23,6 +23,7 @@ GDPO = [name for name in LARGE if name.startswith("gdpo/")]
 # What `--dry-run` prints: 96 completions x 128 steps, then completions x states x passes.
 FORWARDS = {
     "espo": "rollout 12,288, old 3,072, reference 3,072, update (forward and backward) 3,072",  # 4 x 8
+    "vrpo": "reference 1,024, update (forward and backward) 1,024",  # 64 pairs x 2 x 8
     "wd1": "rollout 12,288, update (forward and backward) 768",  # 1 x 8
     "spg": "rollout 12,288, update (forward and backward) 768",  # 2 x 4
     "gdpo": "rollout 12,288, old 3,456, update (forward and backward) 3,456",  # 3 x 12
@@ -31,6 +32,12 @@ ON_CPU = ["cluster.gpus_per_trainer=0", "cluster.gpus_per_rollout_worker=0", "ev
 ROWS = {
     "gsm8k": {"question": "Ann has 2 apples and buys {}. How many?", "answer": "2 + {0} = 2+{0}\n#### 7"},
     "countdown": {"input": "3,{},7", "output": "12"},
+    "pairs": {
+        "prompt": "Ann has 2 apples and buys {}. How many?",
+        "chosen": "<answer>7</answer>",
+        "rejected": "<answer>8</answer>",
+        "answer": "7",
+    },
     "sudoku": {"Puzzle": "3102200002100320", "Solution": "3142243142131324"},
 }
 
@@ -48,7 +55,7 @@ def header(name: str) -> str:
 
 def test_the_promised_recipes_are_there():
     promised = {f"gdpo/{kind}" for kind in ("tiny_sort", "tiny_countdown", "tiny_sudoku")}
-    promised |= {f"gdpo/llada_{task}" for task in ROWS} | {"quickstart"}
+    promised |= {f"gdpo/llada_{task}" for task in ("gsm8k", "countdown", "sudoku")} | {"quickstart"}
     assert promised <= RECIPES.keys()
 
 
@@ -139,7 +146,7 @@ def data_overrides(name: str, folder: Path) -> Iterator[str]:
     """A small local file with the columns that a recipe expects, for training and evaluation."""
     row = ROWS[Path(name).name.removeprefix("llada_")]
     path = folder / "rows.jsonl"
-    rows = [{key: value.replace("{}", str(i)) for key, value in row.items()} for i in range(30)]
+    rows = [{key: value.replace("{}", str(i)) for key, value in row.items()} for i in range(100)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     yield f"data.train={path}"
     yield "data.subset=null"
@@ -166,7 +173,7 @@ def test_what_the_model_reads_holds_the_task_and_asks_for_the_tags_that_the_rewa
     recipe = of(name)
     row = ROWS[Path(name).name.removeprefix("llada_")]
     template = PromptTemplate.parse(recipe.data.prompt_template or "{prompt}")
-    prompt = row[recipe.data.prompt_column or "question"]
+    prompt = row[recipe.data.prompt_column or ("prompt" if "prompt" in row else "question")]
     text = template.fill({**row, "prompt": prompt}, "row 0")
     assert prompt in text and "<answer>" in text and "</answer>" in text and "{prompt}" not in text
     if name == "gdpo/llada_countdown":

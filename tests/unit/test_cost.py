@@ -131,3 +131,17 @@ def test_the_disk_holds_one_checkpoint_more_than_are_kept() -> None:
     assert disk["exported model"] == 2 * BYTES
     assert disk["rollouts"] < GIB
     assert cost_of(of("tracking.rollouts_every=0"), LLADA, 200).disk["rollouts"] == 0
+
+
+def test_a_method_without_ratios_computes_no_old_log_probabilities() -> None:
+    forwards = cost_of(of("algorithm={type: spg, num_iterations: 3}"), LLADA, 200).forwards
+    # 16 x 8 completions, two states, three passes.
+    assert (forwards["old"], forwards["update (forward and backward)"]) == (0, 768)
+
+
+def test_recorded_pairs_cost_no_rollouts() -> None:
+    settings = ("algorithm={type: vrpo, num_nodes: 4}", "data.task=null", "data.train=x")
+    cost = cost_of(of(*settings), LLADA, 200)
+    assert (cost.forwards["rollout"], cost.disk["rollouts"]) == (0, 0)
+    # 16 pairs of two completions, four states each.
+    assert cost.forwards["reference"] == cost.forwards["update (forward and backward)"] == 128

@@ -89,6 +89,7 @@ BROKEN = [
         "algorithm.restrict_to_block",
         "block_random",
     ),
+    ("recorded_pairs_are_somewhere", ["algorithm={type: vrpo}"], "algorithm.pairs", "pairs: online"),
     ("warmup_ends", ["trainer.warmup_steps=120"], "trainer.warmup_steps", "a tenth"),
 ]
 
