@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # How a canvas position got its token: `Trace.kind`.
 SAMPLED, FORCED, EARLY_COMMIT, EOS_FILLER, EDITED, FIXED = range(6)
 
+# What an event did to a canvas position: `Events.op`.
+REVEAL, REMASK, EDIT, FILL = range(4)
+
 # Why a rollout ended: `Rollout.stop_reason`.
 STOP_EOS, STOP_LENGTH, STOP_EARLY_COMMIT, STOP_BUDGET, STOP_ABORTED = range(5)
 
@@ -43,6 +46,43 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """What the sampler would have written everywhere: at each step one token per masked canvas position.
+
+    Packed by step: step s has the entries `ptr[s]:ptr[s + 1]`, one per position that was masked before it, on
+    the whole canvas (also beyond the active block), in ascending order of positions.
+    """
+
+    ptr: np.ndarray
+    """int32 `[num_steps + 1]`."""
+    token: np.ndarray
+    """int32 `[entries]`."""
+    logp: np.ndarray
+    """float32 `[entries]`, nats: as `Trace.rollout_logp`."""
+    confidence: np.ndarray
+    """float32 `[entries]`: the sampler's confidence in the position."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """What each step did to the canvas, for samplers that take tokens back; packed by step.
+
+    Step s has the entries `ptr[s]:ptr[s + 1]`; the fillers written after the last step follow as one more.
+    """
+
+    ptr: np.ndarray
+    """int32 `[num_steps + 2]`."""
+    pos: np.ndarray
+    """int32 `[events]`: canvas position."""
+    op: np.ndarray
+    """uint8 `[events]`: REVEAL, REMASK, EDIT or FILL."""
+    token: np.ndarray
+    """int32 `[events]`: what stands there afterwards (REMASK: the mask token)."""
+    logp: np.ndarray
+    """float32 `[events]`, nats: as `Trace.rollout_logp`; 0 for REMASK and FILL."""
+
+
+@dataclass(frozen=True)
 class Trace:
     """The order in which a canvas was filled (specs: trajectory record), enough to replay every state.
 
@@ -65,6 +105,10 @@ class Trace:
     """int16 `[num_steps]`: the active block of each step."""
     step_masked: np.ndarray
     """int32 `[num_steps]`: masked positions on the canvas before each step."""
+    predictions: Predictions | None = None
+    """Only where the sampler was asked to record them."""
+    events: Events | None = None
+    """Only where the sampler may take tokens back: without them every step only reveals."""
 
 
 @dataclass(frozen=True)

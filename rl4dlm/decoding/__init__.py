@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from rl4dlm.decoding.layout import active_positions
+from rl4dlm.decoding.layout import block_span, num_blocks
 from rl4dlm.decoding.spec import SamplerSpec
 from rl4dlm.decoding.stopping import completion_length, ends_row
-from rl4dlm.decoding.strategies import STRATEGIES, Decision, StepInput, decide
+from rl4dlm.decoding.strategies import STRATEGIES, Decision, StepInput, Strategy, decide, proposals
 
 __all__ = [
     "STRATEGIES",
     "Decision",
     "SamplerSpec",
     "StepInput",
-    "active_positions",
+    "Strategy",
+    "block_span",
     "completion_length",
     "decide",
     "ends_row",
+    "num_blocks",
+    "proposals",
 ]

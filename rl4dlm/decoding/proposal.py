@@ -20,13 +20,29 @@ _CHUNK_ELEMENTS = {"cpu": 1 << 20, "other": 1 << 26}
 _GROUP = 256
 
 
+class Law(NamedTuple):
+    """A distribution over tokens made of logits: divided by a temperature, then cut to the likeliest ids."""
+
+    temperature: float = 1.0
+    """Positive."""
+    top_p: float = 1.0
+    """Keep the likeliest ids whose mass before them is at most this; 1 keeps all."""
+    top_k: int = 0
+    """Keep that many ids at most; 0 keeps all."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether some ids may be left out."""
+        return self.top_p < 1 or self.top_k > 0
+
+
 class Proposal(NamedTuple):
     """What was drawn at each position."""
 
     token: Tensor
     """int64 `[positions]`."""
     prob: Tensor
-    """float32 `[positions]`: probability of `token` under the distribution that it was drawn from."""
+    """float32 `[positions]`: probability of `token` under the law it was drawn from, before any cut."""
 
 
 def row_chunks(logits: Tensor) -> Iterator[slice]:
@@ -42,8 +58,31 @@ def tempered_softmax(logits: Tensor, temperature: float) -> Tensor:
     return torch.softmax(logits if temperature == 1 else logits / temperature, dim=1)
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Proposal:
-    """Draw one token per position from `softmax(logits / temperature)`.
+def probabilities(logits: Tensor, law: Law) -> Tensor:
+    """The law's distribution over the vocabulary, `[positions, vocab]`."""
+    probs = tempered_softmax(logits, law.temperature)
+    return cut(probs, law) if law.is_cut else probs
+
+
+def cut(probs: Tensor, law: Law) -> Tensor:
+    """Zero the ids outside top-p and top-k and rescale the rest; equal ids stay by their order.
+
+    Source: nucleus sampling, arXiv:1904.09751; top-p before top-k as in Dream (specs: decoding 4.2).
+    """
+    ordered, ids = probs.sort(dim=1, descending=True, stable=True)
+    mass = ordered.double().cumsum(dim=1)
+    kept = torch.ones_like(mass, dtype=torch.bool)
+    kept[:, 1:] = mass[:, :-1] <= law.top_p  # the mass of the likelier ids
+    if law.top_k:
+        kept[:, law.top_k :] = False
+    left = torch.zeros_like(probs).scatter_(1, ids, ordered * kept)
+    return left / left.sum(dim=1, keepdim=True)
+
+
+def draw(
+    logits: Tensor, uniform: Tensor, temperature: float, *, top_p: float = 1.0, top_k: int = 0
+) -> Proposal:
+    """Draw one token per position from `softmax(logits / temperature)`, cut to its likeliest ids.
 
     Source: arXiv:2409.02908 on why not Gumbel noise in float32.
 
@@ -51,21 +90,28 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Proposal:
         logits: `[positions, vocab]` float32 (or float64); forbidden ids at -inf and therefore never drawn.
         uniform: float64 `[positions]` in (0, 1): the only randomness of a position.
         temperature: unitless; 0 takes the most likely token, the lowest id among equals.
+        top_p: in (0, 1]; see `Law`.
+        top_k: see `Law`.
 
     Returns:
-        The tokens and their probabilities, the latter at temperature 1 when `temperature` is 0. A position
-        whose logits are not finite where they should be gets an arbitrary id and a probability that is NaN.
+        The tokens and their probabilities, the latter at temperature 1 when `temperature` is 0 and always
+        before the cut. A position whose logits are not finite where they should be gets an arbitrary id and a
+        probability that is NaN.
     """
     if logits.shape[0] == 0:
         return Proposal(uniform.long(), uniform.float())
-    chunks = [_draw_chunk(logits[rows], uniform[rows], temperature) for rows in row_chunks(logits)]
+    law = Law(temperature or 1.0, top_p, top_k)
+    chunks = [_draw_chunk(logits[rows], uniform[rows], temperature == 0, law) for rows in row_chunks(logits)]
     return Proposal(torch.cat([chunk.token for chunk in chunks]), torch.cat([chunk.prob for chunk in chunks]))
 
 
-def _draw_chunk(logits: Tensor, uniform: Tensor, temperature: float) -> Proposal:
-    probs = tempered_softmax(logits, temperature or 1.0)
-    # `max` gives the first of equal maxima, as `argmax` does, in a third of the time on the CPU.
-    token = logits.max(dim=1).indices if temperature == 0 else inverse_cdf(probs, uniform)
+def _draw_chunk(logits: Tensor, uniform: Tensor, greedy: bool, law: Law) -> Proposal:
+    probs = tempered_softmax(logits, law.temperature)
+    if greedy:
+        # `max` gives the first of equal maxima, as `argmax` does, in a third of the time on the CPU.
+        token = logits.max(dim=1).indices
+    else:
+        token = inverse_cdf(cut(probs, law) if law.is_cut else probs, uniform)
     return Proposal(token, probs.gather(1, token[:, None]).squeeze(1).float())
 
 

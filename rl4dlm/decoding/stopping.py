@@ -6,34 +6,28 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 EosPolicy = Literal["none", "block_eos"]
 
 
-def ends_row(
-    block: Tensor, tokens: Tensor, num_blocks: int, stop_ids: Tensor, eos_policy: EosPolicy
-) -> Tensor:
+def ends_row(is_last: Tensor, is_stop: Tensor, eos_policy: EosPolicy) -> Tensor:
     """Whether a row is finished once its active block is.
 
     Blocks are filled from left to right, so no mask remains to the left of a stop id in a finished block: the
     blocks after it can be filled with end-of-text without changing anything at or before it.
 
     Args:
-        block: int64 `[rows]`, the active block.
-        tokens: int64 `[rows, block]`, its tokens.
-        num_blocks: blocks of the canvas.
-        stop_ids: int64 `[stops]`, ids that end the text.
+        is_last: bool `[rows]`, the active block is the canvas's last.
+        is_stop: bool `[rows, positions]`, the decoded positions that hold an id that ends the text.
         eos_policy: `block_eos` ends a row at a block that holds a stop id; `none` at the last block only.
 
     Returns:
-        bool `[rows]`; to be read only where the active block holds no mask.
+        bool `[rows]`; to be read only where no mask is left up to the end of the active block.
     """
-    last = block == num_blocks - 1
     if eos_policy == "none":
-        return last
-    return last | torch.isin(tokens, stop_ids).any(dim=1)
+        return is_last
+    return is_last | is_stop.any(dim=1)
 
 
 def completion_length(tokens: np.ndarray, stop_ids: Sequence[int]) -> tuple[int, bool]:

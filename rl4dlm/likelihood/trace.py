@@ -8,20 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl4dlm.diffusion.replay import Commits, commits_of, state_before
 from rl4dlm.likelihood.packing import pack_rows
-from rl4dlm.types import FORCED, SAMPLED, Denoiser, Rollout
-
-
-def state_and_targets(rollout: Rollout, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the sampler saw before a step, and what it committed in it.
-
-    Returns:
-        bool `[completion]` twice: positions hidden before the step; positions drawn from the model in the
-        step.
-    """
-    trace = rollout.trace
-    drawn = (trace.kind == SAMPLED) | (trace.kind == FORCED)
-    return trace.step_map >= step, drawn & (trace.step_map == step)
+from rl4dlm.types import Denoiser, Rollout
 
 
 def replay_logp(
@@ -30,8 +19,7 @@ def replay_logp(
     """Log-probabilities of the tokens that one step of each rollout committed, beside what the sampler
     recorded.
 
-    Source: decoding specification X14 (replay). The state before the step is rebuilt from token ids and step
-        map.
+    Source: decoding specification X14 (replay). The state before the step is rebuilt from the trace.
 
     Args:
         denoiser: the model.
@@ -42,26 +30,28 @@ def replay_logp(
     Returns:
         float32 `[tokens]` twice, nats: now, and at commit time.
     """
-    hidden, targets = zip(
-        *(state_and_targets(rollout, step) for rollout, step in zip(rollouts, steps, strict=True)),
-        strict=True,
-    )
-    canvases = np.stack([rollout.completion_ids for rollout in rollouts])
+    pairs = list(zip(rollouts, steps, strict=True))
+    commits = [commits_of(rollout, step) for rollout, step in pairs]
     rows = pack_rows(
         [rollout.prompt_ids for rollout in rollouts],
-        canvases,
+        np.stack([state_before(rollout, step, denoiser.spec.mask_id) for rollout, step in pairs]),
         pad_id=denoiser.spec.pad_id,
         device=denoiser.device,
     )
-    state, select = rows.input_ids.clone(), torch.zeros_like(rows.input_ids, dtype=torch.bool)
-    is_hidden = torch.from_numpy(np.stack(hidden)).to(state.device)
-    select[:, rows.canvas_start :] = torch.from_numpy(np.stack(targets)).to(state.device)
-    state[:, rows.canvas_start :] = state[:, rows.canvas_start :].masked_fill(
-        is_hidden, denoiser.spec.mask_id
-    )
-    now = denoiser.token_logp(state, rows.attention_mask, select, rows.input_ids, temperature or 1.0)
-    recorded = np.concatenate([r.trace.rollout_logp[t] for r, t in zip(rollouts, targets, strict=True)])
+    select, labels = _targets(commits, rows.input_ids, rows.canvas_start)
+    now = denoiser.token_logp(rows.input_ids, rows.attention_mask, select, labels, temperature or 1.0)
+    recorded = np.concatenate([commit.logp for commit in commits])
     return now, torch.from_numpy(recorded).to(now.device)
+
+
+def _targets(commits: Sequence[Commits], input_ids: Tensor, canvas_start: int) -> tuple[Tensor, Tensor]:
+    """Which positions were committed, and what, both `[rows, length]`."""
+    select, labels = torch.zeros(input_ids.shape, dtype=torch.bool), input_ids.cpu().clone()
+    for row, commit in enumerate(commits):
+        where = torch.from_numpy(commit.position) + canvas_start
+        select[row, where] = True
+        labels[row, where] = torch.from_numpy(commit.token).long()
+    return select.to(input_ids.device), labels.to(input_ids.device)
 
 
 @torch.no_grad()

@@ -109,10 +109,42 @@ def groups_have_company(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
+# Which samplers read a setting that is not for all of them.
+_READERS = {
+    "threshold": ("dynamic", "threshold"),
+    "factor": ("factor",),
+    "entropy_budget": ("entropy_bound", "entropy_bound_cumsum", "entropy_threshold"),
+    "order_temperature": (
+        "low_confidence",
+        "top_probability",
+        "margin",
+        "neg_entropy",
+        "dream_maskgit_plus",
+        "dream_topk_margin",
+        "dream_entropy",
+    ),
+    "rcr_update": ("rcr",),
+}
+
+
+@rule
+def sampler_settings_are_read(recipe: Recipe) -> Iterator[Finding]:
+    rollout = recipe.rollout
+    for key, readers in _READERS.items():
+        value = getattr(rollout, key)
+        if value != type(rollout).model_fields[key].default and rollout.remasking not in readers:
+            yield (
+                f"rollout.{key}",
+                f"rollout.{key} = {value} is not read by rollout.remasking = {rollout.remasking}",
+                f"remove it, or use {' or '.join(readers)}",
+            )
+
+
 @rule
 def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
-    sampled = recipe.algorithm.samples_rollouts
-    if sampled and recipe.rollout.temperature == 0 and recipe.rollout.remasking != "random":
+    rollout = recipe.rollout
+    random_order = rollout.remasking in ("random", "dream_origin") or rollout.order_temperature > 0
+    if recipe.algorithm.samples_rollouts and rollout.temperature == 0 and not random_order:
         yield (
             "rollout.temperature",
             "rollout.temperature = 0: all completions of a group are identical and every advantage is 0",

@@ -177,13 +177,59 @@ class RolloutConfig(Config):
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 is greedy."""
 
-    remasking: Literal["low_confidence", "top_probability", "random"] = "low_confidence"
-    """Which positions a step commits: `low_confidence` (LLaDA: the highest probability of the drawn token),
-    `top_probability` (the highest top probability, chosen before drawing: the exact law), `random`."""
+    remasking: Literal[
+        "low_confidence",
+        "top_probability",
+        "random",
+        "ar",
+        "margin",
+        "neg_entropy",
+        "dream_origin",
+        "dream_maskgit_plus",
+        "dream_topk_margin",
+        "dream_entropy",
+        "dynamic",
+        "threshold",
+        "factor",
+        "entropy_bound",
+        "entropy_bound_cumsum",
+        "entropy_threshold",
+        "rcr",
+    ] = "low_confidence"
+    """Which positions a step commits. `low_confidence` (LLaDA: the highest probability of the drawn token),
+    `top_probability` (the highest top probability, chosen before drawing: the exact law), `random`, `ar`
+    (left to right), `margin`, `neg_entropy`; Dream's four; `dynamic` (SDAR, TraDo), `threshold` and `factor`
+    (Fast-dLLM), `entropy_bound` (EB-Sampler), `entropy_bound_cumsum` (SDAR), `entropy_threshold` (dParallel):
+    as many as the model is sure of; `rcr` (MDPO: takes tokens back). docs/sampling.md compares them."""
 
-    confidence_from: Literal["raw", "tempered"] = "raw"
-    """Distribution whose probability is the confidence: temperature 1 (LLaDA, d1) or the sampling
-    temperature."""
+    confidence_from: Literal["raw", "tempered", "filtered"] = "raw"
+    """Distribution whose probability is the confidence: temperature 1 (LLaDA, d1), the sampling temperature,
+    or `filtered`: tempered and cut by `top_p` and `top_k` (MDPO). Dream's four always use `filtered`."""
+
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw among the likeliest tokens of this mass; 1 keeps all. Training ratios know nothing of the cut:
+    leave it at 1 for RL."""
+
+    top_k: int = Field(0, ge=0)
+    """Draw among that many likeliest tokens; 0 keeps all. As `top_p`."""
+
+    threshold: float = Field(0.9, ge=0, le=1)
+    """Confidence at which `dynamic` and `threshold` commit a position at once; lower is faster."""
+
+    factor: float = Field(1.0, ge=0)
+    """`factor` commits the n best positions while (n + 1) (1 - n-th confidence) is below it; higher is
+    faster."""
+
+    entropy_budget: float = Field(0.35, ge=0)
+    """Nats that `entropy_bound` and its relatives may spend per step; higher is faster."""
+
+    order_temperature: float = Field(0.0, ge=0)
+    """Dream's `alg_temp`: draw positions from softmax(confidence / it) instead of taking the best; 0 is off.
+    For samplers that go by a schedule."""
+
+    rcr_update: Literal["last", "max", "min"] = "last"
+    """Which confidence `rcr` keeps of a position that it wrote several times: the newest (released code), the
+    largest or the smallest."""
 
     eos_policy: Literal["none", "block_eos"] = "block_eos"
     """`block_eos`: once a finished block holds a stop id, fill the rest with end-of-text and stop. `none`:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from rl4dlm.rollout.engine import Engine, StepView
-from rl4dlm.rollout.record import check_trace, from_table, state_before, to_table, write_parquet
+from rl4dlm.rollout.record import (
+    check_trace,
+    commits_of,
+    from_table,
+    prediction_at,
+    state_before,
+    step_prediction,
+    to_table,
+    write_parquet,
+)
 from rl4dlm.rollout.reference import generate_reference
 from rl4dlm.rollout.request import Request
 
@@ -12,9 +21,12 @@ __all__ = [
     "Request",
     "StepView",
     "check_trace",
+    "commits_of",
     "from_table",
     "generate_reference",
+    "prediction_at",
     "state_before",
+    "step_prediction",
     "to_table",
     "write_parquet",
 ]

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl4dlm.decoding import SamplerSpec, StepInput, active_positions, decide, ends_row
-from rl4dlm.diffusion.schedule import commit_count_at
+from rl4dlm.decoding import SamplerSpec, StepInput, decide, ends_row
+from rl4dlm.diffusion.blocks import PADDING, BlockLayout
 from rl4dlm.errors import RolloutError
 from rl4dlm.rollout.finish import Decode, Finisher
-from rl4dlm.rollout.request import Request, check_lengths
-from rl4dlm.rollout.slots import Slots
+from rl4dlm.rollout.journal import Journal
+from rl4dlm.rollout.request import Request, check_blocks, check_lengths
+from rl4dlm.rollout.slots import Slots, Window
 from rl4dlm.types import Denoiser, Rollout
 
 
@@ -85,42 +86,59 @@ class Engine:
             RolloutError: logits are not finite; names step and prompt.
         """
         check_lengths(requests, self.spec.gen_len, self.denoiser.spec)
+        for sampler in {request.sampler(self.spec) for request in requests}:
+            check_blocks(sampler, self.denoiser.spec)
         if not requests:
             return []
         model, device = self.denoiser.spec, self.denoiser.device
-        slots = Slots(requests, self.slots, self.spec, model.mask_id, model.pad_id, device)
+        slots = Slots(requests, self.slots, self.spec, model, device)
+        journal = Journal(self.spec, model.mask_id, len(slots))
         stop_ids = torch.tensor(model.stop_ids, dtype=torch.int64, device=device)
-        finisher = Finisher(self.spec, model, policy_version, decode)
+        finisher = Finisher(model, policy_version, decode)
         rollouts: dict[int, Rollout] = {}
         waiting = range(len(slots), len(requests))
         while len(slots):
-            finished = self._step(slots, stop_ids, requests, policy_version)
+            finished = self._step(slots, journal, stop_ids, requests, policy_version)
             if on_step is not None:
                 on_step(_view(slots, requests))
             if finished:
                 for slot, row in zip(finished, slots.rows(finished), strict=True):
                     index = slots.tenants[slot]
-                    rollouts[index] = finisher.finish(requests[index], row)
-                waiting = _refill(slots, finished, waiting, requests)
+                    rollouts[index] = finisher.finish(
+                        requests[index], slots.sampler(slot), row, journal.rows[slot]
+                    )
+                waiting = _refill(slots, journal, finished, waiting, requests)
         return [rollouts[index] for index in range(len(requests))]
 
     def _step(
-        self, slots: Slots, stop_ids: Tensor, requests: Sequence[Request], policy_version: int
+        self,
+        slots: Slots,
+        journal: Journal,
+        stop_ids: Tensor,
+        requests: Sequence[Request],
+        policy_version: int,
     ) -> list[int]:
         """One forward and one state change of every row; the slots that finished."""
-        mask_id, spec = self.denoiser.spec.mask_id, self.spec
-        position = active_positions(slots.block, spec.block_length)  # [slots, block]
-        eligible = slots.canvas.gather(1, position) == mask_id
-        index = eligible.flatten().nonzero().squeeze(1)  # [masked]
-        count = commit_count_at(spec.block_length, spec.steps_per_block, slots.block_step)
-        logits = self._logits(slots, eligible, position)  # [masked, vocab]
-        step = StepInput(logits, eligible, index, position, slots.seed, slots.step, count)
-        slots.commit(decide(spec, step), index, position)
+        window = slots.window()
+        step = StepInput(
+            logits=self._logits(slots, window),  # [seen, vocab]
+            eligible=window.eligible,
+            index=window.index,
+            position=window.position,
+            seed=slots.seed,
+            step=slots.step,
+            count=slots.counts(),
+            block_steps=slots.block_steps,
+            state=slots.state,
+        )
+        decision = decide(self.spec, step)
+        journal.write(step, decision, window)
+        slots.commit(decision, window)
 
-        tokens = slots.canvas.gather(1, position)
-        block_done = (tokens != mask_id).all(dim=1)
-        finished = block_done & ends_row(slots.block, tokens, spec.num_blocks, stop_ids, spec.eos_policy)
-        broken = ~slots.logp.gather(1, position).isfinite().all(dim=1)
+        block_done = slots.block_is_done()
+        stops = torch.isin(slots.canvas, stop_ids) & slots.decoded()
+        finished = block_done & ends_row(slots.block == slots.last_block, stops, self.spec.eos_policy)
+        broken = ~slots.logp.isfinite().all(dim=1)
         slots.advance(block_done)
         # The one wait for the device that an iteration needs beside those of boolean indexing.
         ended, failed = torch.stack([finished, broken]).tolist()
@@ -128,22 +146,45 @@ class Engine:
             raise _not_finite(slots, failed.index(True), requests, policy_version)
         return [slot for slot, end in enumerate(ended) if end]
 
-    def _logits(self, slots: Slots, eligible: Tensor, position: Tensor) -> Tensor:
-        """Logits at the eligible positions only, `[masked, vocab]`."""
+    def _logits(self, slots: Slots, window: Window) -> Tensor:
+        """Logits at the seen positions only, `[seen, vocab]`."""
         input_ids, attention_mask = slots.model_input()
-        start = input_ids.shape[1] - self.spec.gen_len
-        select = torch.zeros_like(input_ids, dtype=torch.bool).scatter_(1, position + start, eligible)
+        select = torch.zeros_like(input_ids, dtype=torch.bool)
+        row, position = window.where(window.index)
+        select[row, position + (input_ids.shape[1] - self.spec.gen_len)] = True
+        if self._enlarges(slots):
+            real = torch.ones_like(select) if attention_mask is None else attention_mask
+            return self.denoiser.logits(input_ids, None, select, _enlarged_layout(real, slots.block_length))
         return self.denoiser.logits(input_ids, attention_mask, select)
 
+    def _enlarges(self, slots: Slots) -> bool:
+        """Whether some row decodes longer blocks than the block-causal model was made for."""
+        model = self.denoiser.spec
+        if model.attention == "full":
+            return False
+        return any(slots.sampler(slot).block_length != model.block_length for slot in range(len(slots)))
 
-def _refill(slots: Slots, finished: list[int], waiting: range, requests: Sequence[Request]) -> range:
+
+def _enlarged_layout(real: Tensor, block_length: Tensor) -> BlockLayout:
+    """Block-causal attention in blocks of each row's own length, from its first real token on."""
+    position = (real.long().cumsum(dim=1) - 1).clamp_min(0)
+    segment = torch.where(real, 0, PADDING)
+    return BlockLayout(position, position // block_length[:, None], torch.zeros_like(real), segment)
+
+
+def _refill(
+    slots: Slots, journal: Journal, finished: list[int], waiting: range, requests: Sequence[Request]
+) -> range:
     """Give finished slots to the next requests, drop idle ones; returns the requests that still wait."""
     served, waiting = waiting[: len(finished)], waiting[len(finished) :]
     if served:
         slots.admit(finished[: len(served)], served, requests)
+        journal.admit(finished[: len(served)])
     if len(served) < len(finished):
         idle = set(finished[len(served) :])
-        slots.keep([slot for slot in range(len(slots)) if slot not in idle])
+        kept = [slot for slot in range(len(slots)) if slot not in idle]
+        slots.keep(kept)
+        journal.keep(kept)
     return waiting
 
 

@@ -8,49 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from rl4dlm.decoding import SamplerSpec, completion_length
+from rl4dlm.rollout.journal import RowJournal, pack_events, pack_predictions
 from rl4dlm.rollout.request import Request
-from rl4dlm.types import EOS_FILLER, SAMPLED, STOP_EOS, STOP_LENGTH, DenoiserSpec, Rollout, Trace
+from rl4dlm.rollout.slots import RawRow
+from rl4dlm.types import EOS_FILLER, FILL, STOP_EOS, STOP_LENGTH, DenoiserSpec, Events, Rollout, Trace
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids -> text without special tokens."""
 
 
 @dataclass(frozen=True)
-class RawRow:
-    """A finished row as the loop leaves it; positions that were never reached still hold the mask token."""
-
-    canvas: np.ndarray
-    """int64 `[completion]`."""
-    step_map: np.ndarray
-    """int32 `[completion]`."""
-    rank: np.ndarray
-    """int16 `[completion]`."""
-    logp: np.ndarray
-    """float32 `[completion]`."""
-    score: np.ndarray
-    """float32 `[completion]`."""
-    step_block: np.ndarray
-    """int16 `[steps]`, or more than were taken."""
-    step_masked: np.ndarray
-    """int32 `[steps]`, or more than were taken."""
-    num_steps: int
-
-
-@dataclass(frozen=True)
 class Finisher:
     """What all rollouts of one call have in common."""
 
-    spec: SamplerSpec
     model: DenoiserSpec
     policy_version: int
     decode: Decode | None
 
-    def finish(self, request: Request, row: RawRow) -> Rollout:
+    def finish(self, request: Request, sampler: SamplerSpec, row: RawRow, journal: RowJournal) -> Rollout:
         """The rollout of a finished row; positions that were never reached become end-of-text fillers."""
         filler = row.canvas == self.model.mask_id
         tokens = np.where(filler, self.model.eos_id, row.canvas).astype(np.int32)
         length, stopped = completion_length(tokens, self.model.stop_ids)
-        query_tokens = len(request.prompt_ids) + self.spec.gen_len
+        query_tokens = len(request.prompt_ids) + sampler.gen_len
         return Rollout(
             prompt_uid=request.prompt_uid,
             sample=request.sample,
@@ -63,20 +43,31 @@ class Finisher:
             num_forwards=row.num_steps,
             token_forwards=row.num_steps * query_tokens,
             policy_version=self.policy_version,
-            spec_hash=self.spec.hash(),
-            trace=make_trace(row, filler),
+            spec_hash=sampler.hash(),
+            trace=self._trace(row, filler, sampler, journal),
             text="" if self.decode is None else self.decode(tokens[: length - stopped].tolist()),
         )
 
+    def _trace(self, row: RawRow, filler: np.ndarray, sampler: SamplerSpec, journal: RowJournal) -> Trace:
+        """The trace of a finished row; fillers appear after the last step and have neither score nor logp."""
+        return Trace(
+            step_map=np.where(filler, row.num_steps, row.step_map).astype(np.int32),
+            rank=np.where(filler, 0, row.rank).astype(np.int16),
+            kind=np.where(filler, EOS_FILLER, row.kind).astype(np.uint8),
+            rollout_logp=np.where(filler, 0.0, row.logp).astype(np.float32),
+            score=np.where(filler, 0.0, row.score).astype(np.float32),
+            step_block=row.step_block[: row.num_steps].astype(np.int16),
+            step_masked=row.step_masked[: row.num_steps].astype(np.int32),
+            predictions=pack_predictions(journal.predictions) if sampler.record_predictions else None,
+            events=self._events(journal, filler) if sampler.strategy.revises else None,
+        )
 
-def make_trace(row: RawRow, filler: np.ndarray) -> Trace:
-    """The trace of a finished row; fillers appear after the last step, without log-probability or score."""
-    return Trace(
-        step_map=np.where(filler, row.num_steps, row.step_map).astype(np.int32),
-        rank=np.where(filler, 0, row.rank).astype(np.int16),
-        kind=np.where(filler, EOS_FILLER, SAMPLED).astype(np.uint8),
-        rollout_logp=np.where(filler, 0.0, row.logp).astype(np.float32),
-        score=np.where(filler, 0.0, row.score).astype(np.float32),
-        step_block=row.step_block[: row.num_steps].astype(np.int16),
-        step_masked=row.step_masked[: row.num_steps].astype(np.int32),
-    )
+    def _events(self, journal: RowJournal, filler: np.ndarray) -> Events:
+        where = np.flatnonzero(filler)
+        fills = (
+            where,
+            np.full(len(where), FILL),
+            np.full(len(where), self.model.eos_id),
+            np.zeros(len(where)),
+        )
+        return pack_events([*journal.events, fills])

@@ -1,8 +1,9 @@
-"""The trajectory record: exact replay of every intermediate state, and the parquet form of rollouts.
+"""The trajectory record: every recorded step checked by replay, and the parquet form of rollouts.
 
 In memory a rollout takes 19 bytes per canvas token (id, step, log-probability and score 4 each, rank 2, kind
-1), 6 per step, 4 per prompt token, and its text: about 6 KB for 256 tokens in 128 steps. The table holds the
-same arrays unchanged.
+1), 6 per step, 4 per prompt token, and its text: about 6 KB for 256 tokens in 128 steps. Recorded predictions
+add 12 bytes per masked position and step (some 200 KB there), events 13 per change. The table holds the same
+arrays unchanged.
 """
 
 from __future__ import annotations
@@ -17,8 +18,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rl4dlm.diffusion.replay import commits_of, prediction_at, state_before, step_prediction
 from rl4dlm.errors import DataError, RolloutError, StorageError
-from rl4dlm.types import EOS_FILLER, FIXED, Prompt, Rollout, RolloutGroup, Scores, Trace, flatten
+from rl4dlm.types import (
+    EDIT,
+    EOS_FILLER,
+    FILL,
+    FIXED,
+    REMASK,
+    REVEAL,
+    Events,
+    Predictions,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    Scores,
+    Trace,
+    flatten,
+)
+
+__all__ = [
+    "check_trace",
+    "commits_of",
+    "from_table",
+    "prediction_at",
+    "state_before",
+    "step_prediction",
+    "to_table",
+    "trace_problems",
+    "write_parquet",
+]
 
 _SCALARS = {
     "prompt_uid": pa.int64(),
@@ -43,24 +72,19 @@ _TRACE = {
     "step_block": pa.int16(),
     "step_masked": pa.int32(),
 }
+# Records that only some samplers keep, by their field of the trace.
+_RECORDS: dict[str, tuple[type, dict[str, pa.DataType]]] = {
+    "predictions": (
+        Predictions,
+        {"ptr": pa.int32(), "token": pa.int32(), "logp": pa.float32(), "confidence": pa.float32()},
+    ),
+    "events": (
+        Events,
+        {"ptr": pa.int32(), "pos": pa.int32(), "op": pa.uint8(), "token": pa.int32(), "logp": pa.float32()},
+    ),
+}
 _PROMPT = ("prompt", "prompt_text", "prompt_columns")
 _REWARD_PREFIX = "rewards/"
-
-
-def state_before(rollout: Rollout, step: int, mask_id: int) -> np.ndarray:
-    """The canvas as the model saw it at a step.
-
-    Args:
-        rollout: a recorded rollout; steps that only reveal (nothing is remasked or edited).
-        step: from 0; `num_steps` gives the canvas after the last step, one more shows the fillers too.
-        mask_id: the model's mask token.
-
-    Returns:
-        int32 `[completion]`.
-    """
-    trace = rollout.trace
-    visible = (trace.step_map < step) | (trace.kind == FIXED)
-    return np.where(visible, rollout.completion_ids, mask_id).astype(np.int32)
 
 
 def check_trace(rollout: Rollout, mask_id: int) -> None:
@@ -101,8 +125,13 @@ def trace_problems(rollout: Rollout, mask_id: int) -> Iterator[str]:
         yield "a log-probability is not a number from -inf to 0"
     if trace.rollout_logp[~chosen].any():
         yield "a position that the policy did not fill has a log-probability"
+    if trace.predictions is not None and (
+        not np.array_equal(np.diff(trace.predictions.ptr), trace.step_masked)
+    ):
+        yield "a step has not one prediction per masked position"
     for step in range(rollout.num_steps):
         yield from _step_problems(rollout, step, chosen, mask_id)
+    yield from _event_problems(rollout, mask_id)
 
 
 def _step_problems(rollout: Rollout, step: int, chosen: np.ndarray, mask_id: int) -> Iterator[str]:
@@ -110,11 +139,35 @@ def _step_problems(rollout: Rollout, step: int, chosen: np.ndarray, mask_id: int
     masked = int((state_before(rollout, step, mask_id) == mask_id).sum())
     if masked != trace.step_masked[step]:
         yield f"step {step} saw {trace.step_masked[step]} masked positions, the replay has {masked}"
+    if trace.events is not None:
+        return
     ranks = np.sort(trace.rank[chosen & (trace.step_map == step)])
     if len(ranks) == 0:
         yield f"step {step} committed nothing"
     elif not np.array_equal(ranks, np.arange(len(ranks))):
         yield f"the positions of step {step} have ranks {ranks.tolist()}"
+
+
+def _event_problems(rollout: Rollout, mask_id: int) -> Iterator[str]:
+    """What contradicts itself in the events of a record."""
+    events = rollout.trace.events
+    if events is None:
+        return
+    if len(events.ptr) != rollout.num_steps + 2 or events.ptr[-1] != len(events.pos):
+        yield f"its events do not fit {rollout.num_steps} steps and the fillers"
+        return
+    if not np.array_equal(state_before(rollout, rollout.num_steps + 1, mask_id), rollout.completion_ids):
+        yield "its events do not end in the completion"
+    for step in range(rollout.num_steps + 1):
+        before = state_before(rollout, step, mask_id) == mask_id
+        inside = slice(int(events.ptr[step]), int(events.ptr[step + 1]))
+        op, hidden = events.op[inside], before[events.pos[inside]]
+        if step < rollout.num_steps and not np.isin(op, (REVEAL, FILL)).any():
+            yield f"step {step} committed nothing"
+        if (hidden != np.isin(op, (REVEAL, FILL))).any() or not np.isin(
+            op, (REVEAL, FILL, REMASK, EDIT)
+        ).all():
+            yield f"step {step} writes where something stands, or changes what is hidden"
 
 
 def to_table(
@@ -147,6 +200,7 @@ def to_table(
     if record_states:
         for name, dtype in _TRACE.items():
             columns[name] = _lists([getattr(rollout.trace, name) for rollout in rollouts], dtype)
+        columns |= _record_columns(rollouts)
     prompts = [_prompt_row(group.prompt) for group in groups for _ in group.rollouts]
     for i, name in enumerate(_PROMPT):
         columns[name] = pa.array([row[i] for row in prompts], pa.string())
@@ -158,6 +212,18 @@ def to_table(
     if advantage is not None:
         columns["advantage"] = pa.array(advantage, pa.float32())
     return pa.table(columns)
+
+
+def _record_columns(rollouts: Sequence[Rollout]) -> dict[str, pa.Array]:
+    """Columns such as `events/op` for the records that some rollout has; null where a rollout has none."""
+    columns = {}
+    for name, (_, fields) in _RECORDS.items():
+        records = [getattr(rollout.trace, name) for rollout in rollouts]
+        if any(record is not None for record in records):
+            for field, dtype in fields.items():
+                values = [None if record is None else getattr(record, field) for record in records]
+                columns[f"{name}/{field}"] = pa.array(values, pa.list_(dtype))
+    return columns
 
 
 def _lists(arrays: Sequence[np.ndarray], dtype: pa.DataType) -> pa.ListArray:
@@ -224,12 +290,22 @@ def _column(table: pa.Table, name: str) -> Sequence[Any]:
     if not pa.types.is_list(column.type):
         return column.to_pylist()
     values, offsets = column.flatten().to_numpy(), column.offsets.to_numpy() - column.offsets[0].as_py()
-    return [values[offsets[i] : offsets[i + 1]] for i in range(len(column))]
+    present = column.is_valid().to_pylist()
+    return [values[offsets[i] : offsets[i + 1]] if present[i] else None for i in range(len(column))]
 
 
 def _rollout(columns: Mapping[str, Sequence[Any]], row: int) -> Rollout:
     fields = {name: columns[name][row] for name in (*_SCALARS, *_IDS)}
-    return Rollout(**fields, trace=Trace(**{name: columns[name][row] for name in _TRACE}))
+    arrays = {name: columns[name][row] for name in _TRACE}
+    records = {name: _record_of(columns, name, row) for name in _RECORDS}
+    return Rollout(**fields, trace=Trace(**arrays, **records))
+
+
+def _record_of(columns: Mapping[str, Sequence[Any]], name: str, row: int) -> Any:
+    """An optional record of a row, or None."""
+    made, fields = _RECORDS[name]
+    values = {field: columns[f"{name}/{field}"][row] for field in fields if f"{name}/{field}" in columns}
+    return made(**values) if values and values["ptr"] is not None else None
 
 
 def _prompt(columns: Mapping[str, Sequence[Any]], row: int) -> Prompt:

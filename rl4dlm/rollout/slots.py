@@ -7,13 +7,56 @@ filled again starts from nothing: no value of its former tenant is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rl4dlm.decoding import Decision, SamplerSpec
-from rl4dlm.rollout.finish import RawRow
-from rl4dlm.rollout.request import Request
+from rl4dlm.decoding import Decision, SamplerSpec, block_span, num_blocks
+from rl4dlm.rollout.request import Request, block_offset
+from rl4dlm.types import SAMPLED, DenoiserSpec
+
+
+class Window(NamedTuple):
+    """The positions of all rows that a step looks at."""
+
+    position: Tensor
+    """int64 `[rows, width]`, ascending canvas positions; one beyond a row's block is not eligible."""
+    eligible: Tensor
+    """bool `[rows, width]`: may be committed."""
+    seen: Tensor
+    """bool `[rows, width]`: logits are wanted."""
+    index: Tensor
+    """int64 `[seen]`: where `seen` is True in the flattened window."""
+
+    def where(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and canvas position of entries of the flattened window."""
+        return flat // self.position.shape[1], self.position.flatten()[flat]
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A finished row as the loop leaves it; positions that were never reached still hold the mask token."""
+
+    canvas: np.ndarray
+    """int64 `[completion]`."""
+    step_map: np.ndarray
+    """int32 `[completion]`."""
+    rank: np.ndarray
+    """int16 `[completion]`."""
+    kind: np.ndarray
+    """uint8 `[completion]`."""
+    logp: np.ndarray
+    """float32 `[completion]`."""
+    score: np.ndarray
+    """float32 `[completion]`."""
+    step_block: np.ndarray
+    """int16 `[steps]`, or more than were taken."""
+    step_masked: np.ndarray
+    """int32 `[steps]`, or more than were taken."""
+    num_steps: int
 
 
 class Slots:
@@ -25,8 +68,12 @@ class Slots:
         prompt: int64 `[slots, longest prompt]`, right-aligned.
         canvas: int64 `[slots, completion]`, mask token where not committed.
         seed, step, block, block_step: int64 `[slots]`: randomness, global step, active block, step within it.
-        step_map, rank, logp, score: `[slots, completion]`, the trace so far; 0 where not committed.
-        step_block, step_masked: `[slots, steps]`, per step taken.
+        block_length, block_steps, offset, last_block: int64 `[slots]`: the row's own sampler: tokens and
+            steps per block, prompt tokens in the first block, index of the last block.
+        schedule: int64 `[slots, longest schedule]`: commits per step of a block.
+        step_map, rank, kind, logp, score: `[slots, completion]`, the trace so far; 0 where not committed.
+        step_block, step_masked: `[slots, completion]`, per step taken; a step commits at least one.
+        state: per name `[slots, completion, ...]`, what the strategy keeps.
     """
 
     def __init__(
@@ -34,13 +81,14 @@ class Slots:
         requests: Sequence[Request],
         num_slots: int,
         spec: SamplerSpec,
-        mask_id: int,
-        pad_id: int,
+        model: DenoiserSpec,
         device: str,
     ) -> None:
         """Empty slots wide enough for any of `requests`, the first of which move in."""
         rows, width = min(num_slots, len(requests)), max(len(request.prompt_ids) for request in requests)
-        self._pad_id, self._mask_id, self._device = pad_id, mask_id, device
+        self._spec, self._model, self._device = spec, model, device
+        samplers = [request.sampler(spec) for request in requests]
+        self._samplers, self._width = samplers, max(sampler.block_length for sampler in samplers)
         self.tenants = [-1] * rows
         self.prompt_lens = [0] * rows
 
@@ -50,12 +98,20 @@ class Slots:
         self.prompt, self.prompt_len = zeros(rows, width), zeros(rows)
         self.canvas = zeros(rows, spec.gen_len)
         self.seed, self.step, self.block, self.block_step = zeros(rows), zeros(rows), zeros(rows), zeros(rows)
+        self.block_length, self.block_steps = zeros(rows), zeros(rows)
+        self.offset, self.last_block = zeros(rows), zeros(rows)
+        self.schedule = zeros(rows, max(len(sampler.schedule()) for sampler in set(samplers)))
         self.step_map = zeros(rows, spec.gen_len, dtype=torch.int32)
         self.rank = zeros(rows, spec.gen_len, dtype=torch.int16)
+        self.kind = zeros(rows, spec.gen_len, dtype=torch.uint8)
         self.logp = zeros(rows, spec.gen_len, dtype=torch.float32)
         self.score = zeros(rows, spec.gen_len, dtype=torch.float32)
-        self.step_block = zeros(rows, spec.steps, dtype=torch.int16)
-        self.step_masked = zeros(rows, spec.steps, dtype=torch.int32)
+        self.step_block = zeros(rows, spec.gen_len, dtype=torch.int16)
+        self.step_masked = zeros(rows, spec.gen_len, dtype=torch.int32)
+        self.state = {
+            name: zeros(rows, spec.gen_len, *shape, dtype=dtype)
+            for name, (shape, dtype) in spec.strategy.state.items()
+        }
         self.admit(range(rows), range(rows), requests)
 
     def __len__(self) -> int:
@@ -67,23 +123,40 @@ class Slots:
     def admit(self, slots: Sequence[int], indices: Sequence[int], requests: Sequence[Request]) -> None:
         """Put the requests at `indices` into `slots`, each of which starts anew."""
         where = torch.tensor(list(slots), dtype=torch.int64, device=self._device)
-        for tensor in self._tensors().values():
+        for tensor in (*self._tensors().values(), *self.state.values()):
             tensor[where] = 0
-        self.canvas[where] = self._mask_id
+        self.canvas[where] = self._model.mask_id
         width, tenants = self.prompt.shape[1], [requests[index] for index in indices]
-        padded = [[self._pad_id] * (width - len(t.prompt_ids)) + list(t.prompt_ids) for t in tenants]
+        pad = self._model.pad_id
+        padded = [[pad] * (width - len(t.prompt_ids)) + list(t.prompt_ids) for t in tenants]
         prompt = torch.tensor(padded, dtype=torch.int64, device=self._device)
         self.prompt[where] = prompt.view(len(tenants), width)
-        self.prompt_len[where] = torch.tensor([len(t.prompt_ids) for t in tenants], device=self._device)
-        self.seed[where] = torch.tensor([t.seed for t in tenants], device=self._device)
+        self._admit_numbers(where, [self._numbers(requests[i], self._samplers[i]) for i in indices])
         for slot, index, tenant in zip(slots, indices, tenants, strict=True):
             self.tenants[slot], self.prompt_lens[slot] = index, len(tenant.prompt_ids)
+
+    def _numbers(self, request: Request, sampler: SamplerSpec) -> list[int]:
+        """What a row knows about its request and its sampler."""
+        length, block_length = len(request.prompt_ids), sampler.block_length
+        offset = block_offset(length, self._model, block_length)
+        last = num_blocks(sampler.gen_len, block_length, offset) - 1
+        schedule = sampler.schedule()
+        padded = schedule + schedule[-1:] * (self.schedule.shape[1] - len(schedule))
+        return [request.seed, length, block_length, sampler.steps_per_block, offset, last, *padded]
+
+    def _admit_numbers(self, where: Tensor, numbers: list[list[int]]) -> None:
+        table = torch.tensor(numbers, dtype=torch.int64, device=self._device)
+        names = ("seed", "prompt_len", "block_length", "block_steps", "offset", "last_block")
+        for column, name in enumerate(names):
+            getattr(self, name)[where] = table[:, column]
+        self.schedule[where] = table[:, len(names) :]
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop every other slot."""
         where = torch.tensor(list(slots), dtype=torch.int64, device=self._device)
         for name, tensor in self._tensors().items():
             setattr(self, name, tensor[where])
+        self.state = {name: tensor[where] for name, tensor in self.state.items()}
         self.tenants = [self.tenants[slot] for slot in slots]
         self.prompt_lens = [self.prompt_lens[slot] for slot in slots]
 
@@ -99,24 +172,57 @@ class Slots:
         column = torch.arange(ids.shape[1], device=self._device)
         return ids, column >= longest - self.prompt_len[:, None]
 
-    def commit(self, decision: Decision, index: Tensor, position: Tensor) -> None:
-        """Write what a step decided, and what the step looked like, into canvas and trace.
+    def span(self) -> Tensor:
+        """First and one past the last canvas position of each row's active block: int64 `[slots, 2]`."""
+        return block_span(self.block, self.block_length, self.offset, self.canvas.shape[1])
 
-        Args:
-            decision: what to commit.
-            index: int64 `[masked]`, the eligible positions in the flattened window.
-            position: int64 `[slots, window]`, canvas positions of the window.
-        """
-        flat = index[decision.picked]
-        where = (flat // position.shape[1], position.flatten()[flat])
-        masked = (self.canvas == self._mask_id).sum(dim=1, dtype=torch.int32)
+    def counts(self) -> Tensor:
+        """What the schedule of each row's block commits in its present step: int64 `[slots]`."""
+        last = self.schedule.shape[1] - 1
+        return self.schedule.gather(1, self.block_step.clamp(max=last)[:, None]).squeeze(1)
+
+    def window(self) -> Window:
+        """What the step looks at: the active blocks, or the canvases where the sampler needs more."""
+        start, end = self.span().split(1, dim=1)
+        earlier = self._spec.strategy.region == "decoded"
+        if not earlier and not self._spec.record_predictions:
+            position = start + torch.arange(self._width, device=self._device)
+            inside = position < end
+            position = position.clamp(max=self.canvas.shape[1] - 1)
+            eligible = inside & (self.canvas.gather(1, position) == self._model.mask_id)
+            return Window(position, eligible, eligible, eligible.flatten().nonzero().squeeze(1))
+        position = torch.arange(self.canvas.shape[1], device=self._device).expand_as(self.canvas)
+        masked = self.canvas == self._model.mask_id
+        eligible = masked & (position < end) if earlier else masked & (position >= start) & (position < end)
+        seen = masked if self._spec.record_predictions else eligible
+        return Window(position, eligible, seen, seen.flatten().nonzero().squeeze(1))
+
+    def commit(self, decision: Decision, window: Window) -> None:
+        """Write what a step decided, and what the step looked like, into canvas and trace."""
+        where = window.where(window.index[decision.picked])
+        masked = (self.canvas == self._model.mask_id).sum(dim=1, dtype=torch.int32)
         self.step_masked.scatter_(1, self.step[:, None], masked[:, None])
         self.step_block.scatter_(1, self.step[:, None], self.block[:, None].to(torch.int16))
+        if decision.remask is not None:
+            self.canvas.masked_fill_(decision.remask, self._model.mask_id)
         self.canvas[where] = decision.token
         self.step_map[where] = self.step[where[0]].to(torch.int32)
         self.rank[where] = decision.rank.to(torch.int16)
+        if decision.kind is not None:
+            self.kind[where] = decision.kind
+        else:
+            self.kind[where] = SAMPLED
         self.logp[where] = decision.logp
         self.score[where] = decision.score
+        self.state |= decision.state
+
+    def block_is_done(self) -> Tensor:
+        """Whether no mask is left up to the end of each row's active block: bool `[slots]`."""
+        return ~((self.canvas == self._model.mask_id) & self.decoded()).any(dim=1)
+
+    def decoded(self) -> Tensor:
+        """Positions up to the end of each row's active block: bool `[slots, completion]`."""
+        return torch.arange(self.canvas.shape[1], device=self._device) < self.span()[:, 1:]
 
     def advance(self, block_done: Tensor) -> None:
         """Move every row to its next step, and to its next block where `block_done`, bool `[slots]`."""
@@ -127,10 +233,14 @@ class Slots:
     def rows(self, slots: Sequence[int]) -> list[RawRow]:
         """Copies of finished rows on the CPU."""
         where = torch.tensor(list(slots), dtype=torch.int64, device=self._device)
-        names = ("canvas", "step_map", "rank", "logp", "score", "step_block", "step_masked")
+        names = ("canvas", "step_map", "rank", "kind", "logp", "score", "step_block", "step_masked")
         arrays = {name: getattr(self, name)[where].cpu().numpy() for name in names}
         steps = self.step[where].tolist()
         return [
             RawRow(num_steps=num_steps, **{name: array[i] for name, array in arrays.items()})
             for i, num_steps in enumerate(steps)
         ]
+
+    def sampler(self, slot: int) -> SamplerSpec:
+        """The sampler of the row in a slot."""
+        return self._samplers[self.tenants[slot]]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from rl4dlm.decoding import SamplerSpec
+from rl4dlm.decoding import STRATEGIES, SamplerSpec
+from rl4dlm.decoding.proposal import Law
 from rl4dlm.errors import RecipeError
+from rl4dlm.recipe.rules import _READERS
 from rl4dlm.recipe.sections import RolloutConfig
 
 SPEC = SamplerSpec(gen_len=16, block_length=4, steps=8)
@@ -47,9 +50,29 @@ def test_hash_is_stable_and_tells_every_setting_apart() -> None:
 
 def test_greedy_confidence_has_temperature_one() -> None:
     tempered = replace(SPEC, confidence_from="tempered", temperature=0.5)
-    assert tempered.confidence_temperature == 0.5
-    assert replace(tempered, temperature=0.0).confidence_temperature == 1.0
-    assert replace(tempered, confidence_from="raw").confidence_temperature == 1.0
+    assert tempered.confidence_law == Law(0.5)
+    assert replace(tempered, temperature=0.0).confidence_law == Law(1.0)
+    assert replace(tempered, confidence_from="raw").confidence_law == Law(1.0)
+    cut = replace(tempered, confidence_from="filtered", top_p=0.9, top_k=4)
+    assert cut.confidence_law == Law(0.5, 0.9, 4)
+    # Dream's samplers read what they draw from, whatever the recipe says.
+    assert replace(cut, remasking="dream_entropy", confidence_from="raw").confidence_law == Law(0.5, 0.9, 4)
+
+
+def test_a_sampler_is_described_by_what_it_reads() -> None:
+    assert "threshold" not in SPEC.describe()
+    dynamic = replace(SPEC, remasking="dynamic", threshold=0.8)
+    assert dynamic.describe()["threshold"] == 0.8
+    assert replace(SPEC, remasking="dynamic").hash() != dynamic.hash()
+    assert replace(SPEC, record_predictions=True).hash() == SPEC.hash()
+    assert replace(SPEC, top_p=0.9).describe()["top_p"] == 0.9
+
+
+@pytest.mark.parametrize("remasking", sorted(STRATEGIES))
+def test_the_recipe_knows_the_sampler_and_which_settings_it_reads(remasking: str) -> None:
+    assert remasking in get_args(RolloutConfig.model_fields["remasking"].annotation)
+    for key, readers in _READERS.items():
+        assert (remasking in readers) == (key in STRATEGIES[remasking].settings)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +85,13 @@ def test_greedy_confidence_has_temperature_one() -> None:
         ({"steps": 20}, "diffusion_steps = 20 does not fit 4 blocks"),
         ({"temperature": -0.1}, "temperature = -0.1 is not a finite number"),
         ({"temperature": float("nan")}, "temperature = nan"),
-        ({"remasking": "margin"}, "remasking = 'margin' is not known"),
+        ({"remasking": "x"}, "remasking = 'x' is not known"),
+        ({"remasking": "dynamic", "threshold": 1.5}, "threshold = 1.5 is not a finite number from 0 to 1"),
+        ({"top_p": 0.0}, "top_p = 0.0 is not"),
+        ({"top_k": -1}, "top_k = -1 is not"),
+        ({"threshold": 0.8}, "threshold = 0.8 is not read by rollout.remasking = low_confidence"),
+        ({"remasking": "ar", "order_temperature": 0.5}, "is not read by rollout.remasking = ar"),
+        ({"remasking": "rcr", "rcr_update": "mean"}, "rcr_update = 'mean' is not known"),
         ({"confidence_from": "x"}, "confidence_from = 'x' is not known"),
         ({"eos_policy": "x"}, "eos_policy = 'x' is not known"),
     ],

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from rl4dlm.decoding import STRATEGIES, SamplerSpec, StepInput, decide
 from rl4dlm.diffusion.seeds import derive_seed
+
+# Samplers that commit exactly the number that the schedule gives.
+SCHEDULED = ("low_confidence", "top_probability", "random", "ar", "margin", "neg_entropy")
+SCHEDULED += ("dream_maskgit_plus", "dream_topk_margin", "dream_entropy", "rcr")
 
 
 def spec(remasking: str, temperature: float = 1.0, confidence_from: str = "raw") -> SamplerSpec:
@@ -79,7 +86,7 @@ def test_low_confidence_scores_are_the_drawn_tokens_probabilities(
     sampler = spec("low_confidence", temperature, confidence_from)
     decision = decide(sampler, one_step(logits, count=6))
     law = torch.log_softmax(logits / (temperature or 1.0), 1)
-    confidence = torch.softmax(logits / sampler.confidence_temperature, 1)
+    confidence = torch.softmax(logits / sampler.confidence_law.temperature, 1)
     assert decision.picked.tolist() == list(range(6))
     assert torch.allclose(decision.logp, law[range(6), decision.token], atol=1e-5)
     assert torch.allclose(decision.score, confidence[range(6), decision.token], atol=1e-6)
@@ -111,17 +118,93 @@ def test_a_row_decides_the_same_alone_and_beside_rows_in_other_blocks_and_steps(
         first = eligible.sum(1).cumsum(0) - eligible.sum(1)
         chosen = torch.cat([torch.arange(int(first[i]), int(first[i] + eligible[i].sum())) for i in keep])
         index = part.flatten().nonzero().squeeze(1)
-        decision = decide(
-            sampler,
-            StepInput(logits[chosen], part, index, position[keep], seed[keep], step[keep], count[keep]),
-        )
+        numbers = (position[keep], seed[keep], step[keep], count[keep], torch.full_like(seed[keep], 4))
+        state = {
+            name: torch.zeros(len(keep), width, *shape, dtype=dtype)
+            for name, (shape, dtype) in sampler.strategy.state.items()
+        }
+        decision = decide(sampler, StepInput(logits[chosen], part, index, *numbers, state=state))
         where = index[decision.picked]
         fields = (where // width, where % width, decision.token, decision.rank, decision.logp, decision.score)
         return list(zip(*(field.tolist() for field in fields), strict=True))
 
     together = run(list(range(rows)))
+    adaptive = remasking not in SCHEDULED
     for row in range(rows):
         alone = run([row])
         assert [entry[1:] for entry in together if entry[0] == row] == [entry[1:] for entry in alone]
-        assert len(alone) == min(int(count[row]), int(eligible[row].sum()))
+        wanted = min(int(count[row]), int(eligible[row].sum()))
+        assert len(alone) == wanted or (adaptive and len(alone) >= min(1, wanted))
         assert all(eligible[row, entry[1]] for entry in alone)
+
+
+def golden_rcr(update: str, offered: list[list[float]]) -> tuple[list[set[int]], list[float]]:
+    """Masked sets after each of four steps of one token, and the confidences kept at the end."""
+    sampler = SamplerSpec(4, 4, 4, remasking="rcr", rcr_update=update)
+    masked = torch.ones(1, 4, dtype=torch.bool)
+    state = {"running": torch.zeros(1, 4), "touched": torch.zeros(1, 4, dtype=torch.bool)}
+    sets = []
+    for number, row in enumerate(offered):
+        # Token 0 has the offered probability and is drawn by greedy decoding where it is above a half.
+        confidence = torch.tensor(row)
+        rest = ((1 - confidence) / 10)[:, None].expand(4, 10)
+        logits = torch.cat([confidence[:, None], rest], dim=1).log()
+        index = masked.flatten().nonzero().squeeze(1)
+        numbers = (torch.tensor([0]), torch.tensor([number]), torch.tensor([1]))
+        step = StepInput(logits[index], masked, index, torch.arange(4)[None], *numbers, state=state)
+        decision = decide(replace(sampler, temperature=0.0), step)
+        masked = masked.clone()
+        masked[0, index[decision.picked]] = False
+        masked = masked | decision.remask
+        state = dict(decision.state)
+        sets.append(set(masked[0].nonzero().flatten().tolist()))
+    return sets, state["running"][0].tolist()
+
+
+def test_rcr_reproduces_the_golden_vector() -> None:
+    # Specs: rl-algorithms 12.1; nan where nothing is offered.
+    offered = [[0.9, 0.4, 0.6, 0.3], [0.5, 0.5, 0.2, 0.8], [0.5, 0.7, 0.55, 0.5], [0.5, 0.5, 0.65, 0.5]]
+    sets, running = golden_rcr("last", offered)
+    assert sets == [{1, 2, 3}, {1, 2}, {2}, set()]
+    assert running == pytest.approx([0.9, 0.7, 0.65, 0.8])
+
+
+def test_rcr_takes_back_a_token_whose_kept_confidence_fell_behind() -> None:
+    # Step 0 keeps position 0 with .5; in step 1 positions 1 to 3 are written with .9, .8, .7 and the two
+    # least confident of all four, 0 and 3, are hidden: 0 is taken back.
+    sets, _ = golden_rcr("last", [[0.5, 0.4, 0.3, 0.2], [0.1, 0.9, 0.8, 0.7]])
+    assert sets == [{1, 2, 3}, {0, 3}]
+    # The smallest confidence ever: 1 to 3 keep .4, .3, .2 and 0 stays.
+    assert golden_rcr("min", [[0.5, 0.4, 0.3, 0.2], [0.1, 0.9, 0.8, 0.7]])[0] == [{1, 2, 3}, {2, 3}]
+    # The largest: position 1 was .8 once.
+    offered = [[0.9, 0.8, 0.12, 0.1], [0.1, 0.2, 0.3, 0.4]]
+    assert golden_rcr("last", offered)[0][1] == {1, 2}
+    assert golden_rcr("max", offered)[0][1] == {2, 3}
+
+
+def test_dream_origin_reveals_each_position_at_a_time_of_its_own() -> None:
+    # 4 steps from t = 1 to .001: a position is revealed first with probability (1 - .001) / 4, and in the
+    # last step with what is left. The first decision takes all positions of the earliest step that has any.
+    rows = 4_000
+    step = replace(one_step(torch.zeros(4, 3), rows=rows), block_steps=torch.full((rows,), 4))
+    decision = decide(spec("dream_origin"), step)
+    when = -decision.score
+    share = (1 - 1e-3) / 4
+    first = (when == 0).double().sum().item() / (4 * rows)
+    assert abs(first - share) < 5 * (share * (1 - share) / (4 * rows)) ** 0.5
+    row = decision.picked // 4
+    # All committed positions of a row share one step, whatever the number of them.
+    for number in range(4):
+        assert not set(row[when == number].tolist()) & set(row[when != number].tolist())
+
+
+def test_a_drawn_order_follows_the_softmax_of_the_scores() -> None:
+    # Scores .8 and .4 at temperature .5: the first position leads with probability 1 / (1 + exp(-.8)) = .690.
+    rows = 10_000
+    logits = torch.tensor([[0.8, 0.1, 0.1], [0.4, 0.3, 0.3]]).log()
+    noisy = replace(spec("top_probability"), order_temperature=0.5)
+    decision = decide(noisy, one_step(logits, rows=rows))
+    share = 1 / (1 + math.exp(-(0.8 - 0.4) / 0.5))
+    first = (decision.picked % 2 == 0).double().mean().item()
+    assert abs(first - share) < 5 * (share * (1 - share) / rows) ** 0.5
+    assert set(decision.score.tolist()) == {logits[0, 0].exp().item(), logits[1, 0].exp().item()}

@@ -35,6 +35,7 @@ BROKEN = [
     ("blocks_divide_the_canvas", ["rollout.diffusion_steps=9"], "rollout.diffusion_steps", "8 or less"),
     ("groups_have_company", ["rollout.num_generations=1"], "rollout.num_generations", "at least 2"),
     ("something_to_explore", ["rollout.temperature=0"], "rollout.temperature", "0.6 to 1.0"),
+    ("sampler_settings_are_read", ["rollout.threshold=0.8"], "rollout.threshold", "dynamic or threshold"),
     (
         "lengths_fit_the_model",
         ["model.init.max_sequence_length=8"],

@@ -1,13 +1,20 @@
-"""Small denoisers for the rollout tests: a bidirectional transformer and a table without context."""
+"""Small denoisers for the rollout tests, a transformer (full or block-causal attention) and a table without
+context; and a comparison of rollouts to the last bit."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rl4dlm.diffusion.blocks import BlockLayout, sequence_layout
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.rollout import Request
-from rl4dlm.types import Denoiser, DenoiserSpec
+from rl4dlm.types import Denoiser, DenoiserSpec, Rollout
 
 VOCAB, MASK, PAD, EOS, STOP = 14, 13, 12, 11, 10
 SPEC = DenoiserSpec(
@@ -22,9 +29,18 @@ SPEC = DenoiserSpec(
 
 
 class Transformer(nn.Module):
-    """Two layers of full attention; positions count real tokens only, padding is neither query nor key."""
+    """Two layers of attention, full or block-causal; positions count real tokens only, padding is neither
+    query nor key."""
 
-    def __init__(self, dtype: torch.dtype, *, heed_mask: bool = True, width: int = 16) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        *,
+        heed_mask: bool = True,
+        block_length: int | None = None,
+        width: int = 16,
+        scale: float = 1.5,
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(5)
 
@@ -33,31 +49,44 @@ class Transformer(nn.Module):
                 scale * torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
             )
 
-        self.heed_mask, self.width = heed_mask, width
+        self.heed_mask, self.width, self.block_length = heed_mask, width, block_length
         self.tokens, self.positions = table(VOCAB, width), table(SPEC.max_length, width)
         self.layers = nn.ParameterList([table(5, width, width, scale=width**-0.5) for _ in range(2)])
-        self.head = table(width, VOCAB, scale=1.5)
+        self.head = table(width, VOCAB, scale=scale)
         self.calls: list[tuple[int, int, bool]] = []
         self.rows_of_head = 0
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None, select: Tensor, **_: object
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        select: Tensor,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        layout: BlockLayout | None = None,
     ) -> Tensor:
         self.calls.append((*input_ids.shape, attention_mask is not None))
         self.rows_of_head += int(select.sum())
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
         if not self.heed_mask:
             real = torch.ones_like(real)
-        x = self.tokens[input_ids] + self.positions[(real.cumsum(1) - 1).clamp(min=0)]
-        hidden = ~(real[:, None, :] | torch.eye(real.shape[1], dtype=torch.bool))
+        layout = sequence_layout(real, self.block_length) if layout is None else layout
+        logits = self.hidden(input_ids, layout)[select] @ self.head
+        logits[:, list(SPEC.forbidden_ids)] = float("-inf")
+        if labels is None:
+            return logits.float()
+        return (logits / temperature).log_softmax(1).gather(1, labels[select][:, None])[:, 0].float()
+
+    def hidden(self, input_ids: Tensor, layout: BlockLayout) -> Tensor:
+        """What the head reads, `[rows, length, width]`."""
+        x = self.tokens[input_ids] + self.positions[layout.position]
+        hidden = ~layout.visible()
         for query, key, value, up, down in self.layers:
             attention = (x @ query) @ (x @ key).mT / self.width**0.5
             x = x + attention.masked_fill(hidden, float("-inf")).softmax(-1) @ (x @ value)
             x = x / x.norm(dim=-1, keepdim=True) * self.width**0.5
             x = x + (x @ up).relu() @ down
-        logits = (x / x.norm(dim=-1, keepdim=True))[select] @ self.head
-        logits[:, list(SPEC.forbidden_ids)] = float("-inf")
-        return logits.float()
+        return x / x.norm(dim=-1, keepdim=True)
 
 
 class Table(nn.Module):
@@ -73,8 +102,14 @@ class Table(nn.Module):
         return self.logits.expand(int(select.sum()), -1)
 
 
-def transformer(dtype: torch.dtype = torch.float64, **kwargs: bool) -> Denoiser:
+def transformer(dtype: torch.dtype = torch.float64, **kwargs: Any) -> Denoiser:
     return Denoiser(Transformer(dtype, **kwargs), SPEC)
+
+
+def block_causal(block_length: int, dtype: torch.dtype = torch.float64, **kwargs: Any) -> Denoiser:
+    """Blocks at multiples of their length from the first real token on; a token sees no later block."""
+    spec = replace(SPEC, attention="block_causal", block_length=block_length)
+    return Denoiser(Transformer(dtype, block_length=block_length, **kwargs), spec)
 
 
 def table(probs: list[float]) -> Denoiser:
@@ -99,3 +134,21 @@ def requests(count: int, *, prompt_lens: tuple[int, ...] = (3, 0, 5, 9, 1), run:
         ids = tuple(derive_seed("toy prompt", i // 2, j) % STOP for j in range(length))
         made.append(Request(100 + i // 2, i % 2, derive_seed(run, "toy rollout", i), ids))
     return made
+
+
+def parts(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """A record's fields by dotted name, through the records inside it."""
+    if not is_dataclass(value):
+        yield name, value
+        return
+    for inner in fields(value):
+        yield from parts(getattr(value, inner.name), f"{name}.{inner.name}")
+
+
+def assert_same(ours: Sequence[Rollout], theirs: Sequence[Rollout]) -> None:
+    """Everything equal, to the last bit."""
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        for (name, got), (_, want) in zip(parts(one), parts(other), strict=True):
+            np.testing.assert_array_equal(got, want, err_msg=name)
+            assert getattr(got, "dtype", None) == getattr(want, "dtype", None), name

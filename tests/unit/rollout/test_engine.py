@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollout_toys import EOS, MASK, SPEC, STOP, requests, transformer
+from rollout_toys import EOS, MASK, SPEC, STOP, assert_same, requests, transformer
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import DataError, RolloutError
@@ -17,22 +17,6 @@ from rl4dlm.types import EOS_FILLER, SAMPLED, STOP_EOS, STOP_LENGTH, Denoiser, R
 
 SAMPLER = SamplerSpec(gen_len=16, block_length=4, steps=8)
 STRATEGIES = ["low_confidence", "top_probability", "random"]
-
-
-def assert_same(ours: Sequence[Rollout], theirs: Sequence[Rollout]) -> None:
-    """Everything equal, to the last bit."""
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        for name, value in asdict(one).items():
-            expected = asdict(other)[name]
-            pairs = (
-                zip(value.values(), expected.values(), strict=True)
-                if name == "trace"
-                else [(value, expected)]
-            )
-            for got, want in pairs:
-                np.testing.assert_array_equal(got, want, err_msg=name)
-                assert getattr(got, "dtype", None) == getattr(want, "dtype", None)
 
 
 def sample(denoiser: Denoiser, spec: SamplerSpec, wanted: Sequence[Request], slots: int = 4) -> list[Rollout]:

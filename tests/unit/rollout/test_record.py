@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +9,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rollout_toys import MASK, SPEC, requests, transformer
+from rollout_toys import MASK, SPEC, assert_same, requests, transformer
 
 from rl4dlm.decoding import SamplerSpec, StepInput, decide
 from rl4dlm.diffusion.schedule import commit_counts
 from rl4dlm.errors import DataError, RolloutError, StorageError
-from rl4dlm.rollout import Engine, check_trace, from_table, record, state_before, to_table, write_parquet
-from rl4dlm.types import Denoiser, Prompt, Rollout, RolloutGroup, Scores, flatten
+from rl4dlm.rollout import (
+    Engine,
+    check_trace,
+    commits_of,
+    from_table,
+    prediction_at,
+    record,
+    state_before,
+    to_table,
+    write_parquet,
+)
+from rl4dlm.types import REMASK, Denoiser, Events, Prompt, Rollout, RolloutGroup, Scores, flatten
 
 SAMPLER = SamplerSpec(gen_len=16, block_length=4, steps=8)
 
 
-def some_groups(count: int = 8) -> list[RolloutGroup]:
-    engine = Engine(transformer(), SAMPLER, 4)
+def some_groups(count: int = 8, sampler: SamplerSpec = SAMPLER) -> list[RolloutGroup]:
+    engine = Engine(transformer(), sampler, 4)
     wanted = requests(count, prompt_lens=(3, 3, 0, 0, 5, 5))
     rollouts = engine.generate(wanted, policy_version=2, decode=lambda ids: "t" + str(list(ids)))
     groups = []
@@ -139,14 +150,9 @@ def test_rollouts_and_rewards_survive_the_table_and_the_file(tmp_path: Path) -> 
         assert (ours.prompt.prompt, ours.prompt.text) == (theirs.prompt.prompt, theirs.prompt.text)
         assert ours.prompt.token_ids == theirs.prompt.token_ids
         assert ours.prompt.columns == dict(theirs.prompt.columns)
-    for ours, theirs in zip(flatten(again), flatten(groups), strict=True):
-        check_trace(ours, MASK)
-        for name, value in asdict(theirs).items():
-            expected = asdict(ours)[name]
-            pairs = [(value[k], expected[k]) for k in value] if name == "trace" else [(value, expected)]
-            for got, want in pairs:
-                np.testing.assert_array_equal(got, want)
-                assert getattr(got, "dtype", type(got)) == getattr(want, "dtype", type(want))
+    for rollout in flatten(again):
+        check_trace(rollout, MASK)
+    assert_same(flatten(again), flatten(groups))
     assert rewards is not None
     np.testing.assert_array_equal(rewards.reward, scores.reward)
     np.testing.assert_array_equal(rewards.failed, scores.failed)
@@ -154,6 +160,62 @@ def test_rollouts_and_rewards_survive_the_table_and_the_file(tmp_path: Path) -> 
     np.testing.assert_array_equal(rewards.components["format"], scores.components["format"])
     assert stored.column("advantage").to_pylist() == advantage.tolist()
     assert set(stored.column("update").to_pylist()) == {5}
+
+
+def test_predictions_and_events_survive_the_table_beside_rollouts_without_them(tmp_path: Path) -> None:
+    groups = some_groups(4, replace(SAMPLER, remasking="rcr", record_predictions=True)) + some_groups(2)
+    write_parquet(to_table(groups, None, update=0), tmp_path / "rollouts.parquet")
+    again, _ = from_table(pq.read_table(tmp_path / "rollouts.parquet"))
+    assert_same(flatten(again), flatten(groups))
+    events = [rollout.trace.events for rollout in flatten(again)]
+    assert [record is None for record in events] == [False] * 4 + [True] * 2
+    assert "events/op" not in to_table(some_groups(2), None, update=0).column_names
+
+
+def revised() -> Rollout:
+    """A rollout whose sampler took tokens back."""
+    groups = some_groups(8, replace(SAMPLER, remasking="rcr", eos_policy="none"))
+    return next(r for r in flatten(groups) if (r.trace.events.op == REMASK).any())
+
+
+def test_events_replay_what_was_taken_back() -> None:
+    rollout = revised()
+    events = rollout.trace.events
+    first = int(np.flatnonzero(events.op == REMASK)[0])
+    step, where = int(np.searchsorted(events.ptr, first, side="right")) - 1, int(events.pos[first])
+    assert state_before(rollout, step, MASK)[where] != MASK
+    assert state_before(rollout, step + 1, MASK)[where] == MASK
+    assert where not in commits_of(rollout, step).position
+    # It was revealed before, by a commit that the final trace no longer knows, and is revealed again later.
+    earlier = [s for s in range(step) if where in commits_of(rollout, s).position]
+    assert earlier and rollout.trace.step_map[where] > step
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: replace(e, ptr=e.ptr[:-1]), "do not fit 8 steps and the fillers"),
+        (lambda e: replace(e, token=np.where(e.token == MASK, MASK, e.token + 1)), "do not end in the"),
+        (lambda e: replace(e, op=np.where(e.op == REMASK, 0, e.op)), "writes where something stands"),
+        (lambda e: replace(e, op=np.full_like(e.op, 9)), "committed nothing"),
+    ],
+)
+def test_damaged_events_are_found(change: Callable[[Events], Events], message: str) -> None:
+    rollout = revised()
+    damaged = replace(rollout, trace=replace(rollout.trace, events=change(rollout.trace.events)))
+    with pytest.raises(RolloutError, match=message):
+        check_trace(damaged, MASK)
+
+
+def test_a_prediction_too_few_is_found_and_missing_ones_are_named() -> None:
+    rollout = some_groups(2, replace(SAMPLER, record_predictions=True))[0].rollouts[0]
+    made = rollout.trace.predictions
+    ptr = np.where(made.ptr > 0, made.ptr - 1, 0).astype(np.int32)
+    short = replace(rollout, trace=replace(rollout.trace, predictions=replace(made, ptr=ptr)))
+    with pytest.raises(RolloutError, match="one prediction per masked position"):
+        check_trace(short, MASK)
+    with pytest.raises(ValueError, match="record_predictions"):
+        prediction_at(some_groups(2)[0].rollouts[0], 0, MASK)
 
 
 def test_the_groups_of_one_prompt_stay_apart() -> None:
@@ -188,8 +250,8 @@ def test_a_rollout_of_256_tokens_takes_about_6_kilobytes() -> None:
         replace(SPEC, max_length=1 << 20),
     )
     rollout = Engine(wide, spec, 1).generate(requests(1), policy_version=0)[0]
-    arrays = [rollout.prompt_ids, rollout.completion_ids, *asdict(rollout.trace).values()]
-    size = sum(array.nbytes for array in arrays)
+    arrays = [rollout.prompt_ids, rollout.completion_ids, *vars(rollout.trace).values()]
+    size = sum(array.nbytes for array in arrays if array is not None)
     # 19 bytes per token, 6 per step, 4 per prompt token.
     assert size == 19 * 256 + 6 * 128 + 4 * 3
     group = RolloutGroup(Prompt(rollout.prompt_uid, "", "", tuple(rollout.prompt_ids.tolist())), (rollout,))
