@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -286,8 +286,8 @@ def _sample(run: Run, update: int) -> list[RolloutGroup]:
     rollout = run.recipe.rollout
     prompts = run.checks.prompts.batch(update - 1, rollout.prompts_per_update)
     requests = make_requests(prompts, rollout.num_generations, run.recipe.run.seed, "rollout", update)
-    drawn = run.rollouts.generate(requests, SamplerSpec.from_config(rollout), run.update)
-    return group_rollouts(prompts, drawn)
+    spec = replace(SamplerSpec.from_config(rollout), record_predictions=run.trainer.needs_predictions)
+    return group_rollouts(prompts, run.rollouts.generate(requests, spec, run.update))
 
 
 def _score_steps(

@@ -23,6 +23,7 @@ from rl4dlm.types import (
     AttentionLayout,
     Denoiser,
     DenoiserSpec,
+    Predictions,
     Prompt,
     Rollout,
     RolloutGroup,
@@ -173,6 +174,7 @@ def tiny_rollout(
         score=np.zeros(len(position), dtype=np.float32),
         step_block=np.zeros(length, dtype=np.int16),
         step_masked=(len(position) - np.arange(length)).astype(np.int32),
+        predictions=tiny_predictions(completion_ids, length, eos_id, seed=1000 * uid + sample + 7919 * seed),
     )
     return Rollout(
         prompt_uid=uid,
@@ -188,6 +190,29 @@ def tiny_rollout(
         policy_version=0,
         spec_hash=0,
         trace=trace,
+    )
+
+
+def tiny_predictions(
+    completion_ids: np.ndarray, num_steps: int, eos_id: int, *, seed: int = 0, error_rate: float = 0.3
+) -> Predictions:
+    """Predictions at each step of a left-to-right trace: the completion's tokens, or now and then others.
+
+    The token that the step commits is predicted right; confidences are random.
+    """
+    rng = np.random.default_rng(seed)
+    size = len(completion_ids)
+    tokens = []
+    for step in range(num_steps):
+        wrong = rng.random(size - step) < error_rate
+        wrong[0] = False
+        tokens.append(np.where(wrong, rng.integers(0, eos_id + 1, size - step), completion_ids[step:]))
+    packed = np.concatenate(tokens).astype(np.int32)
+    return Predictions(
+        ptr=np.cumsum([0, *(len(row) for row in tokens)], dtype=np.int32),
+        token=packed,
+        logp=-rng.random(len(packed)).astype(np.float32),
+        confidence=rng.random(len(packed)).astype(np.float32),
     )
 
 

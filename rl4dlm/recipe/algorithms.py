@@ -33,6 +33,11 @@ class AnyMethod(Config):
         return False
 
     @property
+    def needs_predictions(self) -> bool:
+        """Whether rollouts must hold what the sampler predicted at every masked position of every step."""
+        return False
+
+    @property
     def has_ratios(self) -> bool:
         """Whether the loss compares with the weights that an update begins with."""
         return False
@@ -235,18 +240,44 @@ class SPGConfig(Method):
         return float(self.num_masks)
 
 
-class WD1Config(Method):
-    """wd1 (arXiv:2507.08838): a weighted log-likelihood without ratios, on diffu-GRPO's one-step
-    estimate."""
-
-    type: Literal["wd1"] = "wd1"
+class Softmaxed(Method):
+    """Methods that weigh completions by a softmax of their advantages."""
 
     psi: float = Field(1.0, gt=0)
     """Inverse temperature of the weights softmax(+-psi A) within a group; large values compare the best with
     the worst alone."""
 
+
+class WD1Config(Softmaxed):
+    """wd1 (arXiv:2507.08838): a weighted log-likelihood without ratios, on diffu-GRPO's one-step
+    estimate."""
+
+    type: Literal["wd1"] = "wd1"
+
     p_mask_prompt: float = Field(0.15, ge=0, lt=1)
     """Probability that a prompt token is hidden; 0: prompts are never masked."""
+
+
+class WD1PlusConfig(Softmaxed):
+    """wd1++ (arXiv:2507.08838): wd1's weights on the predictions that the sampler made at visited states."""
+
+    type: Literal["wd1pp"] = "wd1pp"
+
+    sample_train_steps: int = Field(8, ge=1)
+    """K: denoising steps that are drawn of every completion; it may have fewer."""
+
+    completion_scope: Literal["canvas", "until_eos"] = "canvas"
+    """Which predictions are scored: those of every hidden position that the finished completion filled, or
+    only of those up to and including its first stop id."""
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """K, or every step."""
+        return float(min(self.sample_train_steps, rollout.diffusion_steps))
+
+    @property
+    def needs_predictions(self) -> bool:
+        """They are what is learnt."""
+        return True
 
 
 class VRPOConfig(AnyMethod):
@@ -305,7 +336,7 @@ class VRPOConfig(AnyMethod):
 
 
 AlgorithmConfig = Annotated[
-    DiffuGRPOConfig | ESPOConfig | GDPOConfig | SPGConfig | VRPOConfig | WD1Config,
+    DiffuGRPOConfig | ESPOConfig | GDPOConfig | SPGConfig | VRPOConfig | WD1Config | WD1PlusConfig,
     Field(discriminator="type"),
 ]
 """The union of all methods, discriminated by `type`."""

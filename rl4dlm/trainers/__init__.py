@@ -17,6 +17,7 @@ METHODS: dict[str, str] = {
     "spg": "spg:SPG",
     "vrpo": "vrpo:VRPO",
     "wd1": "wd1:WD1",
+    "wd1pp": "wd1pp:WD1Plus",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
 

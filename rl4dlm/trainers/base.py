@@ -90,6 +90,8 @@ class Trainer(Protocol):
     """The loss compares with the weights that the update began with."""
     scores_steps: bool
     """Partial decodes of every rollout must be scored too (see `partial_decodes`)."""
+    needs_predictions: bool
+    """Rollouts must hold what the sampler predicted at every step (`Trace.predictions`)."""
     offline: bool
     """Batches are recorded pairs (see `prepare_pairs`): nothing is sampled or scored for an update."""
 

@@ -61,6 +61,7 @@ class StateTrainer:
         self.setting = setting or Setting()
         self.num_iterations: int = config.num_iterations
         self.needs_reference: bool = config.keeps_reference
+        self.needs_predictions: bool = config.needs_predictions
 
     @property
     def replay(self) -> Replay | None:

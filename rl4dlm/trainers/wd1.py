@@ -26,18 +26,20 @@ from rl4dlm.types import TrainBatch
 
 
 class WeightedLikelihood(StateTrainer):
-    """A `StateTrainer` whose loss is - mean of A_g log pi(y_g), A_g = G (w+_g - w-_g) with G rows in the
-    group."""
+    """A `StateTrainer` whose loss is - mean of A_g log pi(y_g), A_g = G (w+_g - w-_g) or w+_g - w-_g."""
 
     needs_old = False
     separable = True
+    sums_group = True
+    """The loss of a group of G is the sum over its completions; else their mean."""
 
     def advantages(self, reward: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """float32 `[batch]`: times the group's size, so that a mean over rows is one over groups."""
+        """float32 `[batch]`: times the group's size where the mean over rows shall be one of sums."""
         advantage = super().advantages(reward, group)
         raised, lowered = softmax_weights(advantage, group, psi=self.config.psi)
         _, index, size = np.unique(group, return_inverse=True, return_counts=True)
-        return (size[index] * (raised - lowered)).astype(np.float32)
+        scale = size[index] if self.sums_group else 1.0
+        return (scale * (raised - lowered)).astype(np.float32)
 
     def objective(
         self, value: Tensor, rows: Rows, old: Tensor | None, ref: Tensor | None, step: StepSize

@@ -35,6 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vrpo-sft": {"type": "vrpo", "pairs": "online", "num_nodes": 2, "num_masks": 2, "sft_weight": 0.5},
     "vrpo-length": {"type": "vrpo", "pairs": "online", "normalise_by_length": True, "beta": 5.0},
     "wd1": {"type": "wd1"},
+    "wd1pp": {"type": "wd1pp"},
+    "wd1pp-few": {"type": "wd1pp", "sample_train_steps": 2, "completion_scope": "until_eos", "psi": 2.0},
     "wd1-sharp": {"type": "wd1", "psi": 3.0, "p_mask_prompt": 0.0, "completion_scope": "canvas"},
     "diffu_grpo": {"type": "diffu_grpo", "beta": 0.0},
     "diffu_grpo-kl": {"type": "diffu_grpo", "p_mask_prompt": 0.5},

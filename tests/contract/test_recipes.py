@@ -24,6 +24,7 @@ GDPO = [name for name in LARGE if name.startswith("gdpo/")]
 FORWARDS = {
     "espo": "rollout 12,288, old 3,072, reference 3,072, update (forward and backward) 3,072",  # 4 x 8
     "vrpo": "reference 1,024, update (forward and backward) 1,024",  # 64 pairs x 2 x 8
+    "wd1pp": "rollout 8,192, update (forward and backward) 512",  # 64 x 8
     "wd1": "rollout 12,288, update (forward and backward) 768",  # 1 x 8
     "spg": "rollout 12,288, update (forward and backward) 768",  # 2 x 4
     "gdpo": "rollout 12,288, old 3,456, update (forward and backward) 3,456",  # 3 x 12
