@@ -75,10 +75,13 @@ def test_the_count_within_the_block_is_uniform_from_one_up():
 
 
 def test_tokens_of_earlier_blocks_are_hidden_now_and_then():
-    hidden, inside, block = block_masks(num_rows=2000, num_states=1, p_mask_context=0.25)
+    hidden, inside, block = block_masks(num_rows=2000, num_states=1, p_mask_context=0.6)
     chosen = (inside * (block[:, None] + 1)).amax(-1, keepdim=True) - 1
     earlier = block[:, None] < chosen
-    assert hidden[earlier].double().mean().item() == pytest.approx(0.25, abs=0.03)
+    # The count of the chosen block is left as it is: of two positions one is hidden in half of the states.
+    count = (hidden & inside).sum(-1)[inside.sum(-1) == 2]
+    assert (count == 1).double().mean().item() == pytest.approx(0.5, abs=0.06)
+    assert hidden[earlier].double().mean().item() == pytest.approx(0.6, abs=0.03)
 
 
 def test_a_completion_without_actions_hides_nothing():
