@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rl4dlm.data.columns import CONVENTIONS, ColumnMap, map_columns
 from rl4dlm.data.demonstrations import demonstrations
-from rl4dlm.data.pairs import preference_pairs
+from rl4dlm.data.preferences import preference_pairs
 from rl4dlm.data.prompts import PromptSource, open_prompts
 from rl4dlm.data.render import open_renderer
 from rl4dlm.data.source import read_rows

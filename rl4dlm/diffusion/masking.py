@@ -47,19 +47,17 @@ def count_masks(seed: Tensor, positions: Tensor, counts: Tensor, inner: int) -> 
 
     Args:
         seed: int64 `[rows]`.
-        positions: bool `[rows, completion]` or `[rows, states, completion]`, the positions that may be
-            masked.
+        positions: bool `[rows, completion]`, the positions that may be masked.
         counts: int64 `[rows, states]`, masked positions per state; more than there are means all of them.
         inner: index of the pass over the batch.
 
     Returns:
         bool `[rows, states, completion]`, True = masked.
     """
-    among = positions if positions.ndim == 3 else positions[:, None]
-    noise = _position_uniform(seed, counts.shape[1], positions.shape[-1], inner)
-    noise = noise.masked_fill(~among, torch.inf)
+    noise = _position_uniform(seed, counts.shape[1], positions.shape[1], inner)
+    noise = noise.masked_fill(~positions[:, None], torch.inf)
     rank = noise.argsort(dim=-1, stable=True).argsort(dim=-1)  # [rows, states, completion]
-    return (rank < counts[..., None]) & among
+    return (rank < counts[..., None]) & positions[:, None]
 
 
 def bernoulli_masks(seed: Tensor, positions: Tensor, rates: Tensor, inner: int) -> Tensor:

@@ -3,6 +3,8 @@ hidden."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,15 +39,37 @@ def block_random_masks(
         bool `[rows, states, completion]` twice: hidden, and within the chosen block.
     """
     chosen = _choose_blocks(seed, positions, block, inner, num_states)
-    roots, real = torch.tensor(seed), torch.tensor(positions)[:, None]
+    real = torch.tensor(positions)[:, None]
     inside = real & (block[:, None] == chosen[..., None])
     uniform = state_uniform(_derived(seed, "counts"), num_states, inner)
     counts = (uniform * inside.sum(-1)).floor().long() + 1
-    within = count_masks(roots, inside, counts, inner)
+    # Every state is a row of its own here: each has other positions to choose from.
+    states = torch.tensor([derive_seed(int(root), "state", k) for root in seed for k in range(num_states)])
+    within = count_masks(states, inside.flatten(0, 1), counts.view(-1, 1), inner).view_as(inside)
     rate = torch.full(counts.shape, p_mask_context, dtype=torch.float64)
-    earlier = bernoulli_masks(roots, real[:, 0], rate, inner) & (block[:, None] < chosen[..., None])
+    earlier = bernoulli_masks(torch.tensor(seed), real[:, 0], rate, inner) & (
+        block[:, None] < chosen[..., None]
+    )
     later = real & (block[:, None] > chosen[..., None])
     return within | earlier | later, inside
+
+
+def prompt_masks(
+    seed: np.ndarray, prompt_lengths: Sequence[int], num_states: int, inner: int, rate: float
+) -> tuple[np.ndarray, ...]:
+    """Which prompt tokens each state hides: bool `[prompt]` per state, the states of a row side by side.
+
+    Args:
+        seed: int64 `[rows]`.
+        prompt_lengths: tokens of each row's prompt.
+        num_states: states of every row.
+        inner: index of the pass.
+        rate: probability of each token.
+    """
+    every = torch.ones(len(seed), max(prompt_lengths), dtype=torch.bool)
+    rates = torch.full((len(seed), num_states), rate, dtype=torch.float64)
+    masks = bernoulli_masks(_derived(seed, "prompt"), every, rates, inner).numpy()
+    return tuple(mask[:length] for row, length in zip(masks, prompt_lengths, strict=True) for mask in row)
 
 
 def _choose_blocks(

@@ -21,11 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.likelihood.block_random import block_random_masks
+from rl4dlm.likelihood.block_random import block_random_masks, prompt_masks
 from rl4dlm.likelihood.bounds import elbo_per_token, eubo_per_token
 from rl4dlm.likelihood.elbo import ElboSettings, plan_corruptions
-from rl4dlm.likelihood.one_step import prompt_masks
 from rl4dlm.likelihood.states import States, is_block_causal, rectangle
 from rl4dlm.loss.reduce import mean_over_rows
 from rl4dlm.loss.sandwich import sandwiched
@@ -49,9 +47,8 @@ class SPG(StateTrainer):
         hidden, target, weight = self._masks(batch, rows, inner)
         if self.config.after_eos == "mask":
             hidden = hidden | torch.from_numpy(_after_the_end(batch.loss_mask[rows]))[:, None]
-        seed = torch.tensor([derive_seed(int(batch.seed[row]), "prompt") for row in rows])
         lengths = [len(batch.prompt_ids[row]) for row in rows]
-        masks = prompt_masks(seed, lengths, count, inner, self.config.p_mask_prompt)
+        masks = prompt_masks(batch.seed[rows], lengths, count, inner, self.config.p_mask_prompt)
         return replace(rectangle(hidden, weight * target, target=target), prompt_masked=masks)
 
     def _masks(self, batch: TrainBatch, rows: list[int], inner: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,5 +62,5 @@ class WD1(WeightedLikelihood):
         rows = list(rows)
         lengths = [len(batch.prompt_ids[row]) for row in rows]
         return one_step_states(
-            batch.seed[rows], batch.loss_mask[rows], lengths, inner, self.config.p_mask_prompt
+            batch.seed[rows], lengths, batch.loss_mask[rows], inner, self.config.p_mask_prompt
         )
