@@ -47,9 +47,8 @@ def block_random_masks(
     states = torch.tensor([derive_seed(int(root), "state", k) for root in seed for k in range(num_states)])
     within = count_masks(states, inside.flatten(0, 1), counts.view(-1, 1), inner).view_as(inside)
     rate = torch.full(counts.shape, p_mask_context, dtype=torch.float64)
-    earlier = bernoulli_masks(torch.tensor(seed), real[:, 0], rate, inner) & (
-        block[:, None] < chosen[..., None]
-    )
+    disturbed = bernoulli_masks(torch.tensor(seed), real[:, 0], rate, inner)
+    earlier = disturbed & (block[:, None] < chosen[..., None])
     later = real & (block[:, None] > chosen[..., None])
     return within | earlier | later, inside
 
