@@ -128,7 +128,7 @@ MISTAKES = [
     ),
     (
         {"rollout__p_mask_prompt": 0.15},
-        "unknown key rollout.p_mask_prompt.\nFix: remove d1's p_mask_prompt: GDPO never masks the prompt.",
+        "unknown key rollout.p_mask_prompt.\nFix: p_mask_prompt is d1's name; here it is algorithm.p_mask_prompt.",
     ),
 ]
 
