@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 from rl4dlm.benchmarks.statistics import wilson_interval
-from rl4dlm.data import open_task
+from rl4dlm.data import Example, open_task
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.blocks import sequence_layout
 from rl4dlm.diffusion.seeds import derive_seed
@@ -37,10 +37,11 @@ from rl4dlm.models import build_char_tokenizer, create, encode
 from rl4dlm.models import denoiser as as_denoiser
 from rl4dlm.models.llada import LLaDA, initialise_llada
 from rl4dlm.models.llada_config import LLaDAConfig
+from rl4dlm.recipe.objectives import RandomMaskObjective
 from rl4dlm.recipe.sections import ModelInit, SortTask
 from rl4dlm.rollout import Engine, Request
 from rl4dlm.rollout.plain import generate_plain
-from rl4dlm.trainers.warm_start import demonstration_batch, sft_loss
+from rl4dlm.trainers.sft import SFTPlan, sft_batch, sft_loss
 from rl4dlm.types import Denoiser, DenoiserSpec, Rollout
 
 Row = dict[str, Any]
@@ -318,12 +319,17 @@ def trained_model(steps: int) -> tuple[Denoiser, Any]:
     rows = 64
     for step in range(steps):
         instances = [task.instance("train", step * rows + i) for i in range(rows)]
-        batch = demonstration_batch(
-            [encode(tokenizer, instance.prompt) for instance in instances],
-            [encode(tokenizer, instance.answer) for instance in instances],
-            canvas_length=CANVAS, eos_id=model.spec.eos_id, seed=derive_seed("bench", step),
-        )  # fmt: skip
-        loss, _ = sft_loss(model, batch, range(rows), num_rows=rows)
+        examples = [
+            Example(
+                instance.uid,
+                *(np.array(encode(tokenizer, text)) for text in (instance.prompt, instance.answer)),
+            )
+            for instance in instances
+        ]
+        plan = SFTPlan(RandomMaskObjective(), fill="canvas", canvas=CANVAS)
+        loss, _ = sft_loss(
+            model, sft_batch(examples, plan, model.spec, derive_seed("bench", step)), range(rows)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

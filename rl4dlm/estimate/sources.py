@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rl4dlm.data import demonstrations, open_prompts, open_renderer, open_task
+from rl4dlm.data import Example, demonstrations, open_prompts, open_renderer, open_task
 from rl4dlm.errors import DataError
 from rl4dlm.likelihood.lab import Completions
 from rl4dlm.models import LoadedModel, encode
@@ -75,7 +75,7 @@ def read_file(path: Path, model: LoadedModel, scope: str, limit: int) -> list[Sa
 
 def _from_ids(row: Mapping[str, Any], scope: str, spec: DenoiserSpec, where: str) -> Sample:
     prompt, completion = (_ids(row, name, spec, where) for name in ("prompt_ids", "completion_ids"))
-    action = np.ones(len(completion), dtype=bool)
+    action: np.ndarray = np.ones(len(completion), dtype=bool)
     if row.get("kind") is not None:
         kind = np.array(row["kind"])
         action &= (kind != EOS_FILLER) & (kind != FIXED)
@@ -133,20 +133,25 @@ def read_recipe(recipe: Recipe, model: LoadedModel, scope: str, limit: int) -> l
     if recipe.data.task is None:
         rows = prompts.eval_prompts(limit)
         return [_answered(prompt, model, f"data, prompt {prompt.uid}") for prompt in rows]
-    prompt_ids, canvases = demonstrations(
+    examples = demonstrations(
         open_task(recipe.data.task, recipe.run.seed),
         partial(encode, model.tokenizer),
-        eos_id=model.spec.eos_id,
         completion_length=recipe.rollout.max_completion_length,
         indices=range(limit),
         render=prompts.render,
     )
     return [
-        Sample(
-            np.array(ids, dtype=np.int64), canvas, _scoped(canvas, scope, model.spec), f"demonstration {i}"
-        )
-        for i, (ids, canvas) in enumerate(zip(prompt_ids, canvases, strict=True))
+        _demonstrated(example, recipe.rollout.max_completion_length, scope, model.spec)
+        for example in examples
     ]
+
+
+def _demonstrated(example: Example, length: int, scope: str, spec: DenoiserSpec) -> Sample:
+    """A demonstration on its canvas, end-of-text after the answer."""
+    canvas: np.ndarray = np.full(length, spec.eos_id, dtype=np.int64)
+    canvas[: len(example.completion_ids)] = example.completion_ids
+    prompt = example.prompt_ids.astype(np.int64)
+    return Sample(prompt, canvas, _scoped(canvas, scope, spec), f"demonstration {example.uid}")
 
 
 def _answered(prompt: Any, model: LoadedModel, where: str) -> Sample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rl4dlm.cost import GIB, cost_of, trainable_parameters
+from rl4dlm.cost import GIB, cost_of, sft_cost_of, trainable_parameters
 from rl4dlm.models import ModelFacts
 from rl4dlm.recipe import Recipe, load_recipe
 
@@ -161,3 +161,23 @@ def test_mdpo_evaluates_a_state_per_chosen_step() -> None:
         # Eight steps; every third and the last: 0, 3, 6, 7. 128 completions, with a reference policy.
         forwards = cost_of(of(f"algorithm={{type: mdpo{settings}}}"), LLADA, 200).forwards
         assert forwards["update (forward and backward)"] == forwards["reference"] == 128 * states
+
+
+def test_fine_tuning_costs_what_its_passes_hold_and_no_rollouts() -> None:
+    overrides = [
+        "model.init=null",
+        "model.path=x",
+        "reward=null",
+        "trainer.bf16=true",
+        "trainer.zero_stage=3",
+    ]
+    recipe = load_recipe("sft/tiny_sort", [*overrides, "cluster.num_trainers=8", "sft.batch_size=64"])
+    cost = sft_cost_of(recipe, LLADA, 2048, 1024)
+    assert cost.trainer["weights"] == 2 * BYTES / 8 and cost.trainer["reference"] == 0
+    assert cost.rollout == {} and "rollouts" not in cost.disk
+    # 8 rows of 2,048 tokens are one pass of the budget of 16,384; its head runs on 1,024 rows at a time.
+    assert cost.trainer["activations"] == 16384 * (10 * 4096 + 4 * 12288) * 2 * 32
+    assert cost.trainer["logits"] == 3 * 1024 * 126464 * 4
+    assert cost.forwards == {"update (forward and backward)": 64.0}
+    sampled = load_recipe("sft/tiny_sort", [*overrides[:2], "trainer.bf16=true"])
+    assert sft_cost_of(sampled, LLADA, 2048, 1024).rollout["weights"] == 2 * BYTES
