@@ -37,8 +37,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from http.client import HTTPException
 from typing import Any, NamedTuple
 
@@ -243,7 +243,7 @@ def _score_in(reply: str, scale: float) -> float:
     raise ValueError(f'the judge wrote no {{"score": 0 to {scale:g}}} but {reply[-80:]!r}')
 
 
-def _wait_of(headers: Mapping[str, str], otherwise: float) -> float:
+def _wait_of(headers: Message, otherwise: float) -> float:
     wait = headers.get("Retry-After") or ""
     return float(wait) if re.fullmatch(r"[0-9]{1,6}", wait) else otherwise
 

@@ -42,6 +42,7 @@ from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, default_ob
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.rollout import check_sampler, sampler_notes
+from rl4dlm.rollout.external import find_engine
 from rl4dlm.run_folder import RunFolder
 from rl4dlm.types import DenoiserSpec
 
@@ -115,6 +116,7 @@ def preflight(recipe: Recipe) -> Preflight:
     model = _open_model(recipe)
     sampler = SamplerSpec.from_config(recipe.rollout)
     check_sampler(sampler, model.spec)
+    find_engine(recipe.rollout.engine)
     prompts = open_prompts(
         recipe.data,
         tokenizer=model.tokenizer,

@@ -297,10 +297,9 @@ def test_reward(
         DataError: the rows cannot be read.
         PluginError: the function cannot be loaded.
     """
-    from rl4dlm.reward.selftest import MAX_EXAMPLES, selftest
-    from rl4dlm.score import SavedRows
+    from rl4dlm.reward.selftest import selftest
 
-    rows = None if data is None else list(islice(SavedRows(data), MAX_EXAMPLES))
+    rows = None if data is None else _rows_to_try(data)
     report = selftest(name, rows, kwargs=kwargs, timeout_s=timeout_s)
     table = Table(title=f"reward {name}", title_justify="left")
     for column in ("", "check", "found"):
@@ -311,3 +310,18 @@ def test_reward(
     table.add_row("", "time per call", f"{report.seconds_per_call:.3g} s with one completion")
     (console or Console()).print(table)
     return bool(report.passed)
+
+
+def _rows_to_try(data: Path) -> list[dict[str, Any]]:
+    """The first rows of a file; with a column `completion` in all of them or in none."""
+    from rl4dlm.reward.selftest import MAX_EXAMPLES
+    from rl4dlm.score import SavedRows
+
+    rows = list(islice(SavedRows(data), MAX_EXAMPLES))
+    lacking = [index for index, row in enumerate(rows) if "completion" not in row]
+    if 0 < len(lacking) < len(rows):
+        raise DataError(
+            f"{data}, row {lacking[0]}: no column `completion`, which other rows have.\n"
+            "Fix: give every row its gold completion, or none, where they have a reference."
+        )
+    return rows

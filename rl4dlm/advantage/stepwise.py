@@ -61,7 +61,8 @@ def step_advantages(
     Returns:
         float32 `[group, steps]`; every column sums to 0.
     """
-    signal, one_group = step_signal(reward, kind), np.zeros(len(reward), dtype=np.int64)
+    signal = step_signal(reward, kind)
+    one_group: np.ndarray = np.zeros(len(reward), dtype=np.int64)
     columns = [
         group_advantage(column, one_group, scale_rewards=scale_rewards, baseline=baseline)
         for column in signal.T
@@ -140,7 +141,7 @@ def choose_steps(
     shape = (len(rewards), num_steps)
     choice = StepChoice(np.full(shape, -1), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
     for number in np.unique(group):
-        rows = np.flatnonzero(group == number)
+        rows = np.flatnonzero(group == number).tolist()
         reward, taken = pad_rewards([rewards[row] for row in rows])
         advantage = step_advantages(reward, kind, scale_rewards=scale_rewards, baseline=baseline)
         best = informative_steps(advantage, taken, num_steps)

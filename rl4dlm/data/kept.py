@@ -35,7 +35,7 @@ class KeptPrompts(PromptSource):
                 "Fix: raise data.over_denoising.num_prompts, or remove the filter: of the prompts tried, the "
                 "model solves some and fails at others, but spoils none that it had solved."
             )
-        self.notes = []
+        self.notes: list[str] = []
         self.num_train = len(kept)
         self._source, self._kept = source, list(kept)
         self._order = EpochOrder(len(kept), seed=seed, shuffle=shuffle)

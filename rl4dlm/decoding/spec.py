@@ -167,8 +167,10 @@ class SamplerSpec:
 _STRATEGY_SETTINGS = ("threshold", "factor", "entropy_budget", "order_temperature", "rcr_update", "policy")
 # Settings that every strategy reads, and that are described where they are not at their defaults. A draft
 # changes no sample, so it is not among them.
-_EXTRAS = ("top_p", "top_k", "order_temperature", "cfg_scale", "early_commit", "answer_region")
-_EXTRAS += ("early_commit_high", "early_commit_low", "cache", "cache_refresh")
+_EXTRAS = (
+    *("top_p", "top_k", "order_temperature", "cfg_scale", "early_commit", "answer_region"),
+    *("early_commit_high", "early_commit_low", "cache", "cache_refresh"),
+)
 _OPTIONAL = tuple(dict.fromkeys((*_EXTRAS, *_STRATEGY_SETTINGS, "draft_steps")))
 
 
@@ -307,7 +309,9 @@ def _is_set(spec: SamplerSpec, *names: str) -> bool:
 
 
 # Strategies whose next state follows from logits, counters and schedule alone, without state of their own.
-STATIC = ("low_confidence", "top_probability", "random", "ar", "margin", "neg_entropy")
-STATIC += ("dream_maskgit_plus", "dream_topk_margin", "dream_entropy")
+STATIC = (
+    *("low_confidence", "top_probability", "random", "ar", "margin", "neg_entropy"),
+    *("dream_maskgit_plus", "dream_topk_margin", "dream_entropy"),
+)
 
 _DEFAULTS = {field.name: field.default for field in fields(SamplerSpec)}

@@ -51,7 +51,7 @@ def state_before(rollout: Rollout, step: int, mask_id: int) -> np.ndarray:
     if events is None:
         visible = (trace.step_map < step) | (trace.kind == FIXED)
         return np.where(visible, rollout.completion_ids, mask_id).astype(np.int32)
-    canvas = np.full(len(rollout.completion_ids), mask_id, dtype=np.int32)
+    canvas: np.ndarray = np.full(len(rollout.completion_ids), mask_id, dtype=np.int32)
     past = slice(0, int(events.ptr[min(step, len(events.ptr) - 1)]))
     # Of several assignments to one place the last one counts.
     canvas[events.pos[past]] = events.token[past]

@@ -75,7 +75,7 @@ def read_file(path: Path, model: LoadedModel, scope: str, limit: int) -> list[Sa
 
 def _from_ids(row: Mapping[str, Any], scope: str, spec: DenoiserSpec, where: str) -> Sample:
     prompt, completion = (_ids(row, name, spec, where) for name in ("prompt_ids", "completion_ids"))
-    action = np.ones(len(completion), dtype=bool)
+    action: np.ndarray = np.ones(len(completion), dtype=bool)
     if row.get("kind") is not None:
         kind = np.array(row["kind"])
         action &= (kind != EOS_FILLER) & (kind != FIXED)

@@ -196,7 +196,7 @@ def _fits_blocks(completions: Completions, forwards: int) -> bool:
 def _one_step(p_mask_prompt: float) -> Callable[[Draws, int], States]:
     def states(draws: Draws, forwards: int) -> States:
         lengths = [len(draws.completions.prompt_ids[row]) for row in draws.row]
-        return one_step_states(draws.seed, lengths, draws.loss_mask, forwards, p_mask_prompt)
+        return one_step_states(draws.seed, draws.loss_mask, lengths, forwards, p_mask_prompt)
 
     return states
 

@@ -1,9 +1,4 @@
-"""The one-step mean-field estimate of d1 (arXiv:2504.12216): every completion token hidden at once.
-
-    log pi(y) ~ sum over i of log p(y_i | prompt with a share p_q hidden, completion hidden)
-
-A surrogate, no bound of the likelihood: tokens are scored as if they were independent given the prompt.
-"""
+"""The fully hidden completion as one state, and randomly hidden prompt tokens beside it."""
 
 from __future__ import annotations
 
@@ -12,31 +7,45 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rl4dlm.diffusion.masking import bernoulli_masks
 from rl4dlm.likelihood.states import States, rectangle
 
 
 def one_step_states(
-    seed: np.ndarray,
-    prompt_lengths: Sequence[int],
-    loss_mask: np.ndarray,
-    inner: int,
-    p_mask_prompt: float,
+    seed: np.ndarray, action: np.ndarray, prompt_lengths: Sequence[int], inner: int, p_mask_prompt: float
 ) -> States:
-    """One state per row: the whole canvas hidden, the actions scored with weight 1.
+    """One state per row, the whole canvas hidden: every action is scored, weight 1, in one forward.
+
+    Source: d1, arXiv:2504.12216, its mean-field estimate with a randomly masked prompt.
 
     Args:
-        seed: int64 `[rows]`, root of each row's prompt mask.
+        seed: int64 `[rows]`.
+        action: bool `[rows, completion]`, positions that are scored.
         prompt_lengths: tokens of each row's prompt.
-        loss_mask: bool `[rows, completion]`, the actions.
-        inner: index of the pass; each hides other prompt tokens.
-        p_mask_prompt: p_q, probability that a prompt token is hidden.
+        inner: index of the pass; each has prompt masks of its own.
+        p_mask_prompt: probability that a prompt token is hidden.
     """
-    action = torch.from_numpy(loss_mask)[:, None]
-    states = rectangle(torch.ones_like(action), action, target=action)
+    target = torch.from_numpy(action)[:, None]
+    states = rectangle(torch.ones_like(target), target, target=target)
+    masks = prompt_masks(torch.tensor(seed), prompt_lengths, 1, inner, p_mask_prompt)
+    return replace(states, prompt_masked=masks)
+
+
+def prompt_masks(
+    seed: Tensor, prompt_lengths: Sequence[int], num_states: int, inner: int, rate: float
+) -> tuple[np.ndarray, ...]:
+    """Which prompt tokens each state hides: bool `[prompt]` per state, the states of a row side by side.
+
+    Args:
+        seed: int64 `[rows]`.
+        prompt_lengths: tokens of each row's prompt.
+        num_states: states of every row.
+        inner: index of the pass.
+        rate: probability of each token.
+    """
     every = torch.ones(len(seed), max(prompt_lengths), dtype=torch.bool)
-    rate = torch.full((len(seed), 1), p_mask_prompt, dtype=torch.float64)
-    masks = bernoulli_masks(torch.tensor(seed), every, rate, inner)[:, 0].numpy()
-    hidden = (mask[:length] for mask, length in zip(masks, prompt_lengths, strict=True))
-    return replace(states, prompt_masked=tuple(hidden))
+    rates = torch.full((len(seed), num_states), rate, dtype=torch.float64)
+    masks = bernoulli_masks(seed, every, rates, inner).numpy()
+    return tuple(mask[:length] for row, length in zip(masks, prompt_lengths, strict=True) for mask in row)

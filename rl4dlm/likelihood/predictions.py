@@ -90,7 +90,7 @@ def block_of_commit(trace: Trace) -> np.ndarray:
     were never reached (fillers) come after all blocks.
     """
     never = np.iinfo(np.int64).max
-    block = np.append(trace.step_block.astype(np.int64), never)
+    block: np.ndarray = np.append(trace.step_block.astype(np.int64), never)
     if trace.events is None:
         return block[np.minimum(trace.step_map, len(block) - 1)]
     reveals = np.flatnonzero(trace.events.op == REVEAL)[::-1]  # the first reveal is written last, and stays

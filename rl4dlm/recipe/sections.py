@@ -321,6 +321,10 @@ class RolloutConfig(Config):
     """`block_eos`: once a finished block holds a stop id, fill the rest with end-of-text and stop. `none`:
     denoise the whole canvas."""
 
+    engine: str = "builtin"
+    """What samples: our engine, or `package.module:function` that makes an external one; see
+    docs/sampling.md."""
+
     slots: int = Field(64, gt=0)
     """Completions denoised together on one worker."""
 

@@ -352,7 +352,7 @@ def shared_prompts(slots: Slots) -> dict[int, int]:
     first: dict[tuple[int, ...], list[int]] = {}
     for row in slots.fresh:
         first.setdefault(slots.prompt_of(row), []).append(row)
-    sources = {}
+    sources: dict[int, int] = {}
     for prompt, rows in first.items():
         if prompt in older or len(rows) > 1:
             sources |= dict.fromkeys(rows, older.get(prompt, rows[0]))

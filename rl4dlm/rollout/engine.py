@@ -75,7 +75,8 @@ class Engine:
         """Sample one completion per request.
 
         Args:
-            requests: what to sample; served in this order.
+            requests: what to sample; served by length of the prompt, the longest first, so that rows under
+                way are padded little.
             policy_version: the update whose weights the model holds; recorded in every rollout.
             decode: token ids -> text, for `Rollout.text`; None leaves it empty.
             on_step: called after every step with the rows under way, to watch them; costs a copy per step.
@@ -93,7 +94,9 @@ class Engine:
         if not requests:
             return []
         model = self.denoiser.spec
-        slots = Slots(requests, self.slots, self.spec, model, self.denoiser.device)
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
+        served = [requests[i] for i in order]
+        slots = Slots(served, self.slots, self.spec, model, self.denoiser.device)
         journal = Journal(self.spec, model.mask_id, len(slots))
         stepper = make_stepper(self.denoiser, self.spec, slots)
         finisher = Finisher(model, policy_version, decode)
@@ -106,8 +109,8 @@ class Engine:
             if finished:
                 for slot, row in zip(finished, slots.rows(finished), strict=True):
                     index = slots.tenants[slot]
-                    rollouts[index] = finisher.finish(
-                        requests[index], slots.sampler(slot), row, journal.rows[slot]
+                    rollouts[order[index]] = finisher.finish(
+                        served[index], slots.sampler(slot), row, journal.rows[slot]
                     )
                 waiting = _refill(slots, stepper, journal, finished, waiting)
         return [rollouts[index] for index in range(len(requests))]

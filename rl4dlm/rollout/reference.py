@@ -312,7 +312,7 @@ def ordered_choice(
 
     def choose(state: State, inside: range) -> Choice:
         scores = score(state)
-        rank_by = scores.astype(np.float64)
+        rank_by: np.ndarray = scores.astype(np.float64)
         if state.spec.order_temperature:
             numbers = state.uniform(state.step, ORDER_STREAM)
             rank_by = rank_by + (state.spec.order_temperature * -(-numbers.log()).log()).cpu().numpy()
@@ -327,7 +327,12 @@ def ordered_choice(
 def rcr_choice(state: State, inside: range) -> Choice:
     """Write all masked positions up to the block's end, hide the least confident of all ever written."""
     scores, masked = drawn_score(state), state.masked(range(inside.stop))
-    merge = {"last": lambda old, new: new, "max": max, "min": min}[state.spec.rcr_update]
+    merges: dict[str, Callable[[float, float], float]] = {
+        "last": lambda old, new: new,
+        "max": max,
+        "min": min,
+    }
+    merge = merges[state.spec.rcr_update]
     for position in masked:
         new = float(scores[position])
         state.running[position] = merge(state.running.get(position, new), new)
@@ -369,7 +374,7 @@ def ccd_choice(state: State, inside: range) -> Choice:
     """Commit where the distribution, averaged over this step and the kept ones, has the least entropy."""
     assert state.logits is not None
     now = probabilities(state.logits, state.spec.confidence_law)
-    scores = np.zeros(len(state.canvas), np.float32)
+    scores: np.ndarray = np.zeros(len(state.canvas), np.float32)
     for position in state.masked(range(len(state.canvas))):
         total, count = now[position : position + 1].clone(), 1
         for kept in state.history:

@@ -214,7 +214,8 @@ class Slots:
 
     def window(self) -> Window:
         """What the step looks at: the active blocks, or the canvases where the sampler needs more."""
-        spec, start, end = self._spec, *self.span().split(1, dim=1)
+        spec = self._spec
+        start, end = self.span().split(1, dim=1)
         early = spec.early_commit != "none"
         strategy = spec.strategy
         if strategy.region == "block" and not (strategy.whole_canvas or early or spec.record_predictions):

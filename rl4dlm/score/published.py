@@ -198,7 +198,7 @@ def _reckoned(node: ast.expr) -> float:
         ValueError: it holds more than numbers, signs and the four operations.
         ArithmeticError: it divides by zero.
     """
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return node.value
     parts = [node.operand] if isinstance(node, ast.UnaryOp) else []
     parts = [node.left, node.right] if isinstance(node, ast.BinOp) else parts

@@ -162,8 +162,8 @@ class Sentinel:
             if name in metrics:
                 self._first.setdefault(name, metrics[name])
         alarm = self._judge(self._recent, 1.0)
-        # One update, and half of the way: the weights that drew it may be bad already.
-        if self._judge([metrics], 0.5) is None:
+        # Half of the way, in this update and in the window: a lucky update amid bad ones is not good.
+        if self._judge([metrics], 0.5) is None and self._judge(self._recent, 0.5) is None:
             self.last_good = update
         mean = _mean(self._recent, REWARD)
         if mean is not None and (self._best is None or mean > self._best[0]):

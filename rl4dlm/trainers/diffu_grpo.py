@@ -28,7 +28,8 @@ class DiffuGRPO(TokenTrainer):
 
     def states(self, batch: TrainBatch, rows: Sequence[int], inner: int) -> States:
         """The whole canvas hidden; actions are scored."""
-        index = list(rows)
-        lengths = [len(batch.prompt_ids[row]) for row in index]
-        p_mask_prompt = self.config.p_mask_prompt
-        return one_step_states(batch.seed[index], lengths, batch.loss_mask[index], inner, p_mask_prompt)
+        rows = list(rows)
+        lengths = [len(batch.prompt_ids[row]) for row in rows]
+        return one_step_states(
+            batch.seed[rows], batch.loss_mask[rows], lengths, inner, self.config.p_mask_prompt
+        )

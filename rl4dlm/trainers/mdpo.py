@@ -51,8 +51,6 @@ class MDPO(TokenTrainer):
         corrects = self.config.importance_correction != "none"
         return Replay(self, self.config.importance_cap) if corrects else None
 
-    # --- On the driver: which steps, with which advantages. ---
-
     def partial_decodes(self, groups: Sequence[RolloutGroup]) -> list[list[np.ndarray]]:
         """The predicted answers of every `reward_stride`-th step and of the last."""
         return [predicted_texts(row, self._rewarded(row), self.setting.spec) for row in flatten(groups)]
@@ -102,8 +100,6 @@ class MDPO(TokenTrainer):
             visited.write((row, place), rollout, step, mask_id, beyond)
         return visited
 
-    # --- On the ranks: states, estimate, loss. ---
-
     def num_states(self, batch: TrainBatch) -> np.ndarray:
         """The chosen steps that each row took."""
         return (batch.extra["step_share"] > 0).sum(1)
@@ -137,7 +133,8 @@ class MDPO(TokenTrainer):
     def _rows(self, batch: TrainBatch, micro: MicroBatch, states: States, value: Tensor, inner: int) -> Rows:
         """Judged are the targets of this pass, each in its state: `[rows, K, completion]`."""
         live = self.combine(states.target.to(value), states, len(micro.rows)) > 0
-        return replace(super()._rows(batch, micro, states, value, inner), live=live)
+        rows = super()._rows(batch, micro, states, value, inner)
+        return replace(rows, live=live, stands_for=live.to(value))
 
 
 def _step_metrics(step_rewards: Sequence[np.ndarray], choice: StepChoice, visited: VisitedStates) -> Metrics:

@@ -12,7 +12,8 @@ from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import SyncError
 from rl4dlm.models import add_lora, denoiser, load, options_of, trainable_state
 from rl4dlm.recipe import AnyRecipe
-from rl4dlm.rollout import Engine, Request
+from rl4dlm.rollout import Request
+from rl4dlm.rollout.external import Versioned, find_engine, make_engine
 from rl4dlm.types import Rollout
 from rl4dlm.workers.weight_sync import Manifest, combine, load_into
 
@@ -40,6 +41,8 @@ class _RolloutWorker:
         self._module = module
         self._denoiser = denoiser(loaded, model=module, device=self._device)
         self._slots = recipe.rollout.slots
+        factory = find_engine(recipe.rollout.engine)
+        self._external = None if factory is None else Versioned(factory())
         self._version: int | None = None
 
     def ready(self) -> str:
@@ -82,7 +85,7 @@ class _RolloutWorker:
             raise SyncError(
                 f"rollouts of version {version} were asked for, this worker holds version {self._version}."
             )
-        engine = Engine(self._denoiser, spec, self._slots)
+        engine = make_engine(self._external, self._denoiser, spec, self._slots)
         return engine.generate(requests, policy_version=version, decode=self._decode)
 
     def _decode(self, ids: Sequence[int]) -> str:

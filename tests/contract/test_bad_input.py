@@ -124,6 +124,14 @@ def write_rows(file: Path, rows: list[dict[str, object]]) -> None:
             ["rollout.block_length = 3", "= 8", "Fix: use a divisor such as 1 or 2 or 4"],
         ),
         ("rollout.num_generations=1", ["rollout.num_generations = 1", "Fix: use at least 2"]),
+        (
+            "rollout.threshold=0.8",
+            ["rollout.threshold = 0.8 is not read by", "Fix: remove it, or use dynamic"],
+        ),
+        ("rollout.threshold=1.5", ["rollout.threshold = 1.5", "Fix: "]),
+        ("rollout.cache=block", ["rollout.cache = block is for block_causal attention", "Fix: use none or"]),
+        ("rollout.cache=paged", ["rollout.cache", "paged", "Fix: "]),
+        ("rollout.engine=no.such:thing", ["rollout.engine = 'no.such:thing'", "Fix: use builtin"]),
         ("rollout.diffusion_steps=${rollout.x}", ["rollout.diffusion_steps", "rollout.x", "Fix: "]),
         ("trainer.adam_betas=[0.9", ["trainer.adam_betas=[0.9", "not valid YAML", "Fix: check brackets"]),
         ("model.init.max_sequence_length=14", ["14 positions", "Fix: lower them to 14"]),
@@ -383,8 +391,9 @@ def test_a_reward_that_cannot_be_tried(place: Path, refused: Refused) -> None:
         "rewards", "test", "signature.py", told=["parameters (text)", "f(prompts, completions, **columns)"]
     )
     refused(
-        "rewards", "test", "sort", "--data", "nowhere.jsonl", told=["nowhere.jsonl cannot be read", "Fix: "]
+        "rewards", "test", "sort", "--data", "nowhere.jsonl", told=["nowhere.jsonl: no such file", "Fix: "]
     )
+    refused("rewards", "test", "sort", "--set", "exact", told=["'exact' has no value", "Fix: "])
     refused(
         "rewards", "test", "sort", "--data", "rows.jsonl", told=["rows.jsonl, row 1", "completion", "Fix: "]
     )
@@ -512,6 +521,9 @@ def test_samples_that_cannot_be_drawn(model: Path, refused: Refused) -> None:
     )
     refused(*sample, "--set", "temperature=[0", told=["not valid YAML", "Fix: "])
     refused(*sample, "--set", "block_length=7", told=["rollout.block_length = 7", "Fix: use a divisor"])
+    refused(*sample, "--sampler", "greedy", told=["rollout.remasking", "greedy", "Fix: "])
+    refused("sample", told=["sampling needs a model and a prompt", "Fix: add --model"])
+    refused("inspect", "nowhere", told=["nowhere holds no recorded rollouts", "Fix: give a run's folder"])
     # The default canvas is longer than the tiny model's 64 positions.
     refused(*sample, told=["3 prompt tokens", "canvas of 256", "end at 64", "Fix: "])
 

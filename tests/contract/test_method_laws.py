@@ -94,7 +94,7 @@ def batch_of(trainer: Trainer, reward=REWARD, groups=None) -> TrainBatch:
 
 def recorded(batch: TrainBatch, trainer: Trainer) -> TrainBatch:
     """The batch as if the tiny model had sampled it: it recorded its own log-probabilities."""
-    if "rollout_logp" not in batch.extra:
+    if "step_map" not in batch.extra:  # no trajectory is looked at
         return batch
     sampler = TrajectoryTrainer(trainer.config, trainer.setting)
     denoiser = tiny_denoiser(block_length=trainer.setting.spec.block_length)

@@ -44,6 +44,7 @@ def header(name: str) -> str:
 def test_the_promised_recipes_are_there():
     promised = {f"gdpo/{kind}" for kind in ("tiny_sort", "tiny_countdown", "tiny_sudoku")}
     promised |= {f"gdpo/llada_{task}" for task in ("gsm8k", "countdown", "sudoku")} | {"quickstart"}
+    promised |= {f"gdpo/{model}_gsm8k" for model in ("dream", "sdar", "trado")}
     promised |= {f"mdpo/{kind}" for kind in ("tiny_sort", "tiny_sort_rcr", "tiny_countdown")}
     promised |= {f"mdpo/llada_{task}" for task in ("math", "countdown")}
     assert promised <= RECIPES.keys()
@@ -137,6 +138,9 @@ def test_the_published_settings_of_diffu_grpo_are_those_of_the_paper(name):
 FORWARDS = {
     # 96 completions x 128 steps; 96 x 3 nodes x 12 passes, once for old values and once to learn.
     **dict.fromkeys((f"gdpo/llada_{task}" for task in ROWS), ("12,288", "3,456", "3,456")),
+    "gdpo/dream_gsm8k": ("12,288", "3,456", "3,456"),
+    # 96 completions x 64 blocks x 4 steps.
+    **dict.fromkeys(("gdpo/sdar_gsm8k", "gdpo/trado_gsm8k"), ("24,576", "3,456", "3,456")),
     # 96 x 1 state x 12 passes, 8 for Countdown.
     **dict.fromkeys((f"diffu_grpo/llada_{task}" for task in ROWS), ("12,288", "1,152", "1,152")),
     "diffu_grpo/llada_countdown": ("12,288", "768", "768"),
@@ -175,21 +179,34 @@ def test_a_tiny_recipe_passes_a_dry_run_that_starts_nothing(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["printed.txt"]
 
 
+FAMILIES = {"llada": "llada", "dream": "dream", "sdar": "sdar", "trado": "sdar"}
+"""First word of a large recipe's name -> architecture."""
+
+
 @pytest.fixture(scope="module")
-def tiny_llada(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in the published layout, with a chat template, in place of 8B weights that are not here."""
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By architecture a folder in the published layout, with a chat template, in place of weights that are
+    not here."""
     from rl4dlm.models import build_bpe_tokenizer, create, save
 
     texts = ["Ann has 2 apples and buys 5. How many?", "Use every one of the numbers 3,5,7 exactly once."]
     tokenizer = build_bpe_tokenizer(texts, 300, chat_template=True)
     sizes = ModelInit(d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=16, max_sequence_length=4096)
-    model = create(sizes, tokenizer, seed=0)
-    return save(model, tmp_path_factory.mktemp("model") / "llada", tokenizer)
+    place = tmp_path_factory.mktemp("model")
+    blocks = {"sdar": 4}
+    return {
+        family: save(
+            create(sizes, tokenizer, seed=0, family=family, block_length=blocks.get(family)),
+            place / family,
+            tokenizer,
+        )
+        for family in set(FAMILIES.values())
+    }
 
 
 def data_overrides(name: str, folder: Path) -> Iterator[str]:
     """A small local file with the columns that a recipe expects, for training and evaluation."""
-    row = ROWS[Path(name).name.removeprefix("llada_")]
+    row = ROWS[Path(name).name.rpartition("_")[2]]
     path = folder / "rows.jsonl"
     rows = [{key: value.replace("{}", str(i)) for key, value in row.items()} for i in range(30)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -200,11 +217,12 @@ def data_overrides(name: str, folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_large_recipe_passes_a_dry_run_on_a_tiny_model_and_a_few_rows(name, tmp_path, tiny_llada):
+def test_a_large_recipe_passes_a_dry_run_on_a_tiny_model_and_a_few_rows(name, tmp_path, stand_ins):
     data = tmp_path / "data"
     data.mkdir()
     # The stand-in's tokenizer needs a token or more per byte pair, so prompts are longer than LLaDA's.
-    settings = [f"model.path={tiny_llada}", "data.max_prompt_length=2000", "trainer.bf16=false", *ON_CPU]
+    model = stand_ins[FAMILIES[Path(name).name.partition("_")[0]]]
+    settings = [f"model.path={model}", "data.max_prompt_length=2000", "trainer.bf16=false", *ON_CPU]
     recipe = of(name, *data_overrides(name, data), f"run.output_dir={tmp_path}", *settings)
     printed = " ".join(dry_run_output(recipe).split())
     assert "chat template is applied" in printed and "loaded and tried on two samples" in printed
@@ -218,7 +236,7 @@ def test_what_the_model_reads_holds_the_task_and_asks_for_the_tags_that_the_rewa
     from rl4dlm.data.render import PromptTemplate
 
     recipe = of(name)
-    row = ROWS[Path(name).name.removeprefix("llada_")]
+    row = ROWS[Path(name).name.rpartition("_")[2]]
     template = PromptTemplate.parse(recipe.data.prompt_template or "{prompt}")
     prompt = row[recipe.data.prompt_column or "question"]
     text = template.fill({**row, "prompt": prompt}, "row 0")

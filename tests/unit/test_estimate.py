@@ -102,6 +102,14 @@ def test_long_completions_have_a_sampled_reference_near_the_exact_one(run, folde
     assert abs(sampled["mean"] - exact["mean"]) < 4 * sampled["se"]
 
 
+def test_draws_that_cost_nothing_are_many_and_what_has_no_noise_is_drawn_twice(run, folder, texts):
+    command = (texts, "--model", folder, "--json", "--num-completions", "2", "--forwards", "1")
+    names = ("--estimators", "stratified,one_step")
+    exact, sampled = (json.loads(run(*command, *names, *more)) for more in ((), ("--exact-up-to", "0")))
+    assert [entry["repeats"] for entry in exact["estimators"]] == [2000, 2]
+    assert [entry["repeats"] for entry in sampled["estimators"]] == [64, 2]
+
+
 def test_two_models_are_compared_on_shared_and_on_independent_masks(run, folder, texts, tmp_path):
     other = made(tmp_path / "b", 1)
     command = (texts, "--json", "--estimators", "stratified,one_step", *FEW)

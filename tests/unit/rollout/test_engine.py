@@ -95,12 +95,20 @@ def test_padding_is_hidden_and_a_model_that_sees_it_gives_other_samples() -> Non
 def test_forwards_are_trimmed_to_the_longest_prompt_and_unmasked_without_padding() -> None:
     denoiser, spec = transformer(), replace(SAMPLER, eos_policy="none")
     sample(denoiser, spec, requests(4, prompt_lens=(2, 2, 9, 9)), slots=2)
-    # Both short prompts leave after 8 steps, then both long ones: never a padded column, never a mask.
-    assert denoiser.model.calls == [(2, 18, False)] * 8 + [(2, 25, False)] * 8
+    # Both long prompts leave after 8 steps, then both short ones: never a padded column, never a mask.
+    assert denoiser.model.calls == [(2, 25, False)] * 8 + [(2, 18, False)] * 8
     denoiser = transformer()
-    sample(denoiser, spec, requests(3, prompt_lens=(9, 2, 4)), slots=2)
-    # The long prompt and a short one; then the last request alone: rows that are done are not run.
-    assert denoiser.model.calls == [(2, 25, True)] * 8 + [(1, 20, False)] * 8
+    sample(denoiser, spec, requests(3, prompt_lens=(2, 9, 4)), slots=2)
+    # The two longest share a forward; then the last request alone: rows that are done are not run.
+    assert denoiser.model.calls == [(2, 25, True)] * 8 + [(1, 18, False)] * 8
+
+
+def test_prompts_of_similar_length_are_padded_to_each_other() -> None:
+    denoiser = transformer()
+    wanted = requests(12, prompt_lens=(1, 12, 1, 12, 1, 12))
+    rollouts = sample(denoiser, replace(SAMPLER, eos_policy="none"), wanted, slots=6)
+    assert not any(masked for _, _, masked in denoiser.model.calls)
+    assert [len(rollout.prompt_ids) for rollout in rollouts] == [len(r.prompt_ids) for r in wanted]
 
 
 def test_the_head_runs_on_masked_positions_of_active_blocks_only() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rollout_toys import MASK, SPEC, assert_same, requests, transformer
 
-from rl4dlm.decoding import SamplerSpec, StepInput, decide
+from rl4dlm.decoding import SamplerSpec, StepInput, decide, register_policy
 from rl4dlm.diffusion.schedule import commit_counts
 from rl4dlm.errors import DataError, RolloutError, StorageError
 from rl4dlm.rollout import (
@@ -163,12 +163,16 @@ def test_rollouts_and_rewards_survive_the_table_and_the_file(tmp_path: Path) -> 
 
 
 def test_predictions_and_events_survive_the_table_beside_rollouts_without_them(tmp_path: Path) -> None:
-    groups = some_groups(4, replace(SAMPLER, remasking="rcr", record_predictions=True)) + some_groups(2)
+    register_policy("half", lambda features: torch.zeros_like(features.confidence))
+    learned = some_groups(2, replace(SAMPLER, remasking="learned", policy="half"))
+    rcr = some_groups(4, replace(SAMPLER, remasking="rcr", record_predictions=True))
+    groups = rcr + some_groups(2) + learned
     write_parquet(to_table(groups, None, update=0), tmp_path / "rollouts.parquet")
     again, _ = from_table(pq.read_table(tmp_path / "rollouts.parquet"))
     assert_same(flatten(again), flatten(groups))
     events = [rollout.trace.events for rollout in flatten(again)]
-    assert [record is None for record in events] == [False] * 4 + [True] * 2
+    assert [record is None for record in events] == [False] * 4 + [True] * 4
+    assert [r.trace.actions is None for r in flatten(again)] == [True] * 6 + [False] * 2
     assert "events/op" not in to_table(some_groups(2), None, update=0).column_names
 
 

@@ -91,6 +91,12 @@ def test_a_run_that_breaks_at_once_is_stopped_after_a_few_updates():
     assert alarm is not None and update <= 4 and sentinel.last_good == 1
 
 
+def test_a_lucky_update_amid_bad_ones_is_not_good():
+    bad = {"reward": 0.05, ENTROPY: 0.001}
+    _, alarm, sentinel = watch([{}] * 10 + [bad, bad, {"reward": 0.55, ENTROPY: 0.001}, bad, bad])
+    assert alarm is not None and sentinel.last_good == 10
+
+
 def test_without_any_reward_the_other_signals_still_count():
     _, alarm, _ = watch([{"reward": 0.0}] * 5 + [{"reward": 0.0, EOS: 1.0}] * 5)
     assert alarm is not None and alarm.metric == EOS

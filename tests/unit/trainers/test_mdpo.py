@@ -13,6 +13,7 @@ from rl4dlm.recipe.algorithms import MDPOConfig
 from rl4dlm.rollout.partial import rewarded_steps
 from rl4dlm.trainers.base import Setting
 from rl4dlm.trainers.mdpo import MDPO
+from rl4dlm.trainers.token_trainer import IMPORTANCE
 from rl4dlm.types import Predictions, Prompt, RolloutGroup, flatten
 
 WHOLE = 10**6
@@ -161,6 +162,28 @@ def test_at_ratio_one_the_gradient_is_the_advantage_times_that_of_the_log_probab
     theirs = gradient(denoiser, -(share * advantage * per_step).sum() / len(batch))
     for left, right in zip(mine, theirs, strict=True):
         assert_close(left, right)
+
+
+def recorded_by(denoiser, group: RolloutGroup) -> RolloutGroup:
+    """The group as a sampler with these weights records it."""
+    rollouts = []
+    for rollout in group.rollouts:
+        logp = [tempered_logp(denoiser, rollout, step).detach().numpy() for step in range(rollout.num_steps)]
+        made = replace(rollout.trace.predictions, logp=np.concatenate(logp).astype(np.float32))
+        rollouts.append(replace(rollout, trace=replace(rollout.trace, predictions=made)))
+    return replace(group, rollouts=tuple(rollouts))
+
+
+def test_importance_weights_compare_a_prediction_with_its_own_record():
+    trainer, denoiser = make(importance_correction="truncated"), tiny_denoiser()
+    groups = [recorded_by(denoiser, group) for group in tiny_groups()]
+    batch, _ = prepare(trainer, groups, random_rewards(trainer, groups))
+    assert trainer.replay is not None
+    now, recorded = estimate_of(trainer.replay.trainer, denoiser, batch), batch.extra["rollout_logp"]
+    assert_close(now, torch.from_numpy(recorded).double(), 1e-5)
+    plain, _ = loss_of(trainer, denoiser, batch)
+    doubled = replace(batch, extra={**batch.extra, IMPORTANCE: np.full_like(recorded, 2)})
+    assert loss_of(trainer, denoiser, doubled)[0].item() == pytest.approx(2 * plain.item(), rel=1e-6)
 
 
 def one_step_group(predictions: list[list[int]]) -> RolloutGroup:
