@@ -37,7 +37,6 @@ def divisors_near(value: int, total: int, most: int = 3) -> str:
     return " or ".join(map(str, nearest))
 
 
-@sft_rule
 @rule
 def one_model_source(recipe: Recipe) -> Iterator[Finding]:
     if (recipe.model.path is None) == (recipe.model.init is None):
@@ -59,7 +58,6 @@ def one_model_source(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def a_model_from_scratch_is_as_long_as_it_is_made(recipe: Recipe) -> Iterator[Finding]:
     if recipe.model.init is not None and recipe.model.max_length is not None:
@@ -132,7 +130,6 @@ def experts_can_be_chosen(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def one_data_source(recipe: Recipe) -> Iterator[Finding]:
     if (recipe.data.task is None) == (recipe.data.train is None):
@@ -147,7 +144,6 @@ def one_data_source(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def char_tokenizer_has_characters(recipe: Recipe) -> Iterator[Finding]:
     init = recipe.model.init
@@ -288,7 +284,6 @@ def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def lengths_fit_the_model(recipe: Recipe) -> Iterator[Finding]:
     init = recipe.model.init
@@ -339,7 +334,6 @@ def ranks_have_work(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def offload_needs_sharding(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.offload_optimizer and recipe.trainer.zero_stage == 0:
@@ -366,7 +360,6 @@ def warm_start_has_demonstrations(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def placement_fits(recipe: Recipe) -> Iterator[Finding]:
     cluster = recipe.cluster
@@ -392,7 +385,6 @@ def placement_fits(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def a_worker_uses_one_gpu(recipe: Recipe) -> Iterator[Finding]:
     for key in ("gpus_per_trainer", "gpus_per_rollout_worker"):
@@ -507,7 +499,6 @@ def ranges_are_ranges(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def warmup_ends(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.warmup_steps >= recipe.trainer.max_steps and recipe.trainer.max_steps > 1:
@@ -524,6 +515,7 @@ def sampling_fits(recipe: SFTRecipe) -> Iterator[Finding]:
     """Where evaluations sample, the sampler's and the rewards' rules hold as in reinforcement learning."""
     if recipe.reward is not None:
         yield from blocks_divide_the_canvas(recipe)
+        yield from sampler_settings_are_read(recipe)
         yield from every_reward_has_a_weight(recipe)
 
 
@@ -592,3 +584,19 @@ def answers_have_a_source(recipe: SFTRecipe) -> Iterator[Finding]:
                 "sft.objective.type = trace needs rows with a step_map, and data.task has none",
                 "set data.train to a run's rollouts folder",
             )
+
+
+SFT_RULES += [
+    one_model_source,
+    a_model_from_scratch_is_as_long_as_it_is_made,
+    quantised_weights_stay_as_they_are,
+    blocks_fit_the_family,
+    experts_can_be_chosen,
+    one_data_source,
+    char_tokenizer_has_characters,
+    lengths_fit_the_model,
+    offload_needs_sharding,
+    placement_fits,
+    a_worker_uses_one_gpu,
+    warmup_ends,
+]
