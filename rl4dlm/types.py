@@ -241,6 +241,9 @@ class DenoiserSpec:
     """Block length that a block-causal model was trained with; None for full attention."""
     max_length: int = 1 << 30
     """Longest sequence (prompt and completion) that the positions allow."""
+    logit_shift: int = 0
+    """1: the network's row before a token predicts it. The model aligns its logits itself; a window of a
+    sequence beside a cache must hold the token before the first one that is selected."""
 
 
 class AttentionLayout(Protocol):

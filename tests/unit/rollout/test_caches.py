@@ -107,6 +107,21 @@ def test_with_one_layer_every_cache_is_exact(cache: str) -> None:
 
 
 @pytest.mark.parametrize("cache", FULL)
+def test_with_one_layer_every_cache_is_exact_for_shifted_logits(cache: str) -> None:
+    # The first token of a window is read off the row before it, which the window must hold (specs: X28).
+    denoiser, wanted = transformer(num_layers=1, shift=True), requests(9)
+    spec = replace(SPEC, block_length=8, remasking="random", eos_policy="block_eos")
+    assert_same_samples(sample(denoiser, replace(spec, cache=cache), wanted), sample(denoiser, spec, wanted))
+
+
+def test_block_keys_are_exact_for_shifted_logits() -> None:
+    denoiser, wanted = block_causal(4, shift=True), requests(8)
+    assert_same_samples(
+        sample(denoiser, replace(SPEC, cache="block"), wanted), sample(denoiser, SPEC, wanted)
+    )
+
+
+@pytest.mark.parametrize("cache", FULL)
 def test_with_more_layers_an_approximate_cache_moves_log_probabilities(cache: str) -> None:
     denoiser, wanted = transformer(), requests(6)
     spec = replace(SPEC, block_length=8, remasking="random", temperature=0.0)
