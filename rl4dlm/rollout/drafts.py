@@ -57,8 +57,7 @@ class Drafts:
             return
         device = self._known.row.device
         kept = torch.tensor(rows, dtype=torch.int64, device=device)
-        new = torch.searchsorted(kept, self._known.row).clamp(max=len(rows) - 1)
-        left = self._known.where(kept[new] == self._known.row)
+        left = self._known.where(torch.isin(self._known.row, kept))
         self._known = left._replace(row=torch.searchsorted(kept, left.row))
 
     def admit(self, rows: list[int]) -> None:
