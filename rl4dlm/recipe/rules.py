@@ -242,8 +242,8 @@ def groups_have_company(recipe: Recipe) -> Iterator[Finding]:
 
 # Which samplers read a setting that is not for all of them.
 _READERS = {
-    "threshold": ("dynamic", "threshold"),
-    "factor": ("factor",),
+    "threshold": ("dynamic", "threshold", "top_dynamic", "top_threshold"),
+    "factor": ("factor", "top_factor"),
     "entropy_budget": ("entropy_bound", "entropy_bound_cumsum", "entropy_threshold"),
     "order_temperature": (
         "low_confidence",
