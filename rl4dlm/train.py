@@ -15,22 +15,16 @@ from rl4dlm.data import KeptPrompts, PromptSource, demonstrations, open_task
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import CollapseError, RewardError, UpdateError
-from rl4dlm.evaluate import (
-    evaluate,
-    group_rollouts,
-    is_correct,
-    make_requests,
-    score_groups,
-    score_steps,
-    verify_steps,
-)
+from rl4dlm.evaluate import evaluate, verify_steps
 from rl4dlm.models import encode
 from rl4dlm.preflight import Preflight, preflight, starting_model
 from rl4dlm.prompt_filter import num_tried, over_denoised_prompts
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.sections import OverDenoisingFilter
+from rl4dlm.reward.judge import is_correct, score_groups, score_steps
 from rl4dlm.reward.scores import num_not_applicable, too_many_failures
 from rl4dlm.rollout import mix_block_lengths, to_table, write_parquet
+from rl4dlm.rollout.groups import group_rollouts, make_requests
 from rl4dlm.run_folder import RunFolder, storage
 from rl4dlm.tracking import (
     RunHistory,

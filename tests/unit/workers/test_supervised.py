@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from plain import PlainEngine
 
 from rl4dlm.data import Example
 from rl4dlm.loss.reduce import merge_metrics
 from rl4dlm.models import build_char_tokenizer, create, denoiser
+from rl4dlm.plain import PlainEngine
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, RandomMaskObjective
 from rl4dlm.recipe.sections import ModelInit, TrainerConfig
 from rl4dlm.trainers.sft import SFTBatch, SFTPlan, sft_batch, shares
