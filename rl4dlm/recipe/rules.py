@@ -231,7 +231,7 @@ def predictions_belong_to_states(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def groups_have_company(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.rollout.num_generations < 2:
+    if recipe.rollout.num_generations < 2 and recipe.algorithm.samples_rollouts:
         yield (
             "rollout.num_generations",
             f"rollout.num_generations = {recipe.rollout.num_generations}: {recipe.algorithm.type} compares "
@@ -242,8 +242,8 @@ def groups_have_company(recipe: Recipe) -> Iterator[Finding]:
 
 # Which samplers read a setting that is not for all of them.
 _READERS = {
-    "threshold": ("dynamic", "threshold"),
-    "factor": ("factor",),
+    "threshold": ("dynamic", "threshold", "top_dynamic", "top_threshold"),
+    "factor": ("factor", "top_factor"),
     "entropy_budget": ("entropy_bound", "entropy_bound_cumsum", "entropy_threshold"),
     "order_temperature": (
         "low_confidence",
@@ -276,7 +276,7 @@ def sampler_settings_are_read(recipe: Recipe) -> Iterator[Finding]:
 def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
     rollout = recipe.rollout
     random_order = rollout.remasking in ("random", "dream_origin") or rollout.order_temperature > 0
-    if rollout.temperature == 0 and not random_order:
+    if recipe.algorithm.samples_rollouts and rollout.temperature == 0 and not random_order:
         yield (
             "rollout.temperature",
             "rollout.temperature = 0: all completions of a group are identical and every advantage is 0",
@@ -322,13 +322,13 @@ def minibatches_hold_groups(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def ranks_have_work(recipe: Recipe) -> Iterator[Finding]:
-    rows = (
-        recipe.rollout.prompts_per_update * recipe.rollout.num_generations // recipe.trainer.num_minibatches
-    )
+    rollout = recipe.rollout
+    of_prompt = recipe.algorithm.rows_per_prompt(rollout)
+    rows = rollout.prompts_per_update * of_prompt // recipe.trainer.num_minibatches
     if recipe.cluster.num_trainers > rows:
         yield (
             "cluster.num_trainers",
-            f"cluster.num_trainers = {recipe.cluster.num_trainers} ranks share {rows} completions per "
+            f"cluster.num_trainers = {recipe.cluster.num_trainers} ranks share {rows} rows per "
             "optimizer step",
             f"use {rows} ranks or less, or more rollout.prompts_per_update",
         )
@@ -420,6 +420,17 @@ def rates_are_a_range(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def a_block_is_chosen_where_scores_are_restricted_to_it(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if algorithm.type == "spg" and algorithm.restrict_to_block and algorithm.mask_scheme != "block_random":
+        yield (
+            "algorithm.restrict_to_block",
+            f"algorithm.restrict_to_block is not read by algorithm.mask_scheme = {algorithm.mask_scheme}",
+            "remove it, or use mask_scheme: block_random",
+        )
+
+
+@rule
 def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
     algorithm = recipe.algorithm
     if algorithm.type == "tracerl" and algorithm.process_chunk is not None and algorithm.value is None:
@@ -428,6 +439,16 @@ def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
             f"algorithm.process_chunk = {algorithm.process_chunk} places rewards along the trace, and "
             "without algorithm.value no value model turns them into advantages",
             "add algorithm.value (an empty mapping takes its defaults), or leave process_chunk out",
+        )
+
+
+@rule
+def recorded_pairs_are_somewhere(recipe: Recipe) -> Iterator[Finding]:
+    if not recipe.algorithm.samples_rollouts and recipe.data.train is None:
+        yield (
+            "algorithm.pairs",
+            "algorithm.pairs = offline needs recorded pairs, and data.train is not set",
+            "set data.train to rows with `prompt`, `chosen` and `rejected`, or algorithm.pairs: online",
         )
 
 
