@@ -59,7 +59,7 @@ def test_block_keys_change_no_sample_of_a_block_causal_model(changes: dict, slot
     assert_same_samples(cached, sample(denoiser, spec, wanted, slots))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     remasking=st.sampled_from(["low_confidence", "random", "top_dynamic", "learned", "ccd_ds"]),
     layout=st.sampled_from([(12, 4, 12), (12, 12, 5), (8, 2, 8), (16, 8, 4)]),

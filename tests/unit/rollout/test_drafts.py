@@ -80,7 +80,7 @@ def test_a_round_runs_true_and_guessed_states_in_one_forward() -> None:
     assert sum(rollout.token_forwards for rollout in rollouts) >= sum(rows) * 16
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     remasking=st.sampled_from(STATIC),
     layout=st.sampled_from([(12, 4, 12), (12, 12, 5), (8, 2, 8), (16, 8, 4)]),
