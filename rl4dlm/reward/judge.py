@@ -21,6 +21,7 @@ class Scorer(Protocol):
         completions: Sequence[str],
         columns: Sequence[dict[str, Any]],
         trajectories: Sequence[dict[str, Any]] | None,
+        *,
         trainer_state: Mapping[str, Any],
     ) -> Scores:
         """Scores in order."""
@@ -38,7 +39,7 @@ def score_groups(rewards: Scorer, groups: Sequence[RolloutGroup], update: int) -
             {"completion_ids": r.completion_ids, "step_map": r.trace.step_map, "num_steps": r.num_steps}
             for _, r in pairs
         ],
-        {"global_step": update},
+        trainer_state={"global_step": update},
     )
 
 
@@ -102,7 +103,7 @@ def score_texts(rewards: Scorer, texts: StepTexts, update: int) -> Scores:
         [text for _, text in texts.distinct],
         [dict(prompt.columns) for prompt, _ in texts.distinct],
         None,
-        {"global_step": update},
+        trainer_state={"global_step": update},
     )
 
 
