@@ -150,6 +150,7 @@ def _rollout_bytes(recipe: AnyRecipe, facts: ModelFacts, prompt_tokens: int) -> 
 
 def _disk_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dict[str, float]:
     rows = recipe.rollout.prompts_per_update * recipe.rollout.num_generations
+    rows *= recipe.algorithm.samples_rollouts
     every = recipe.tracking.rollouts_every
     files = recipe.trainer.max_steps // every if every else 0
     recorded = files * rows * (_record_bytes(recipe.rollout) + 4.0 * prompt_tokens)
@@ -194,8 +195,8 @@ def _forwards(recipe: Recipe) -> dict[str, float]:
     states = completions * algorithm.states_per_completion(rollout) * algorithm.num_iterations
     single = algorithm.num_iterations == 1 and recipe.trainer.num_minibatches == 1
     return {
-        "rollout": float(completions * rollout.diffusion_steps),
-        "old": 0.0 if single else float(states),
+        "rollout": float(completions * rollout.diffusion_steps) if algorithm.samples_rollouts else 0.0,
+        "old": float(states) if algorithm.has_ratios and not single else 0.0,
         "reference": float(states) if algorithm.keeps_reference else 0.0,
         "update (forward and backward)": float(states),
     }

@@ -17,11 +17,12 @@ from rl4dlm.data import EVAL_UID
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.recipe import AnyRecipe, Recipe
-from rl4dlm.recipe.sections import RewardConfig
+from rl4dlm.reward.judge import is_correct, score_groups, score_texts, step_texts
 from rl4dlm.rollout import Request, mix_block_lengths
+from rl4dlm.rollout.groups import group_rollouts, make_requests
 from rl4dlm.rollout.partial import predicted_texts
 from rl4dlm.tracking import SampleRow
-from rl4dlm.types import DenoiserSpec, Prompt, Rollout, RolloutGroup, Scores
+from rl4dlm.types import DenoiserSpec, Prompt, RolloutGroup, Scores
 from rl4dlm.workers.placement import Placement, Say, ray_session, reserve
 from rl4dlm.workers.reward_worker import RewardWorkers
 from rl4dlm.workers.rollout_pool import RolloutPool
@@ -50,70 +51,6 @@ def rollout_workers(recipe: AnyRecipe, model_path: str, say: Say) -> Iterator[tu
         finally:
             rollouts.close()
             placement.remove()
-
-
-def make_requests(prompts: Sequence[Prompt], num_samples: int, seed: int, *path: int | str) -> list[Request]:
-    """Requests for `num_samples` rollouts of each prompt, seeds derived from (run seed, path, prompt,
-    sample).
-
-    A prompt that occurs twice (at the seam of two epochs) gets seeds of its own each time.
-    """
-    seen: dict[int, int] = {}
-    requests = []
-    for prompt in prompts:
-        occurrence = seen.get(prompt.uid, 0)
-        seen[prompt.uid] = occurrence + 1
-        for sample in range(num_samples):
-            rollout_seed = derive_seed(seed, *path, prompt.uid, sample, occurrence)
-            requests.append(Request(prompt.uid, sample, rollout_seed, prompt.token_ids))
-    return requests
-
-
-def group_rollouts(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[RolloutGroup]:
-    """Rollouts in request order -> one group per prompt."""
-    size = len(rollouts) // len(prompts)
-    return [
-        RolloutGroup(prompt, tuple(rollouts[i * size : (i + 1) * size])) for i, prompt in enumerate(prompts)
-    ]
-
-
-def score_groups(rewards: RewardWorkers, groups: Sequence[RolloutGroup], update: int) -> Scores:
-    """Score every rollout in the canonical order; functions see columns, trajectories and the update."""
-    pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-    return rewards.score(
-        [prompt.prompt for prompt, _ in pairs],
-        [rollout.text for _, rollout in pairs],
-        [dict(prompt.columns) for prompt, _ in pairs],
-        [
-            {"completion_ids": r.completion_ids, "step_map": r.trace.step_map, "num_steps": r.num_steps}
-            for _, r in pairs
-        ],
-        {"global_step": update},
-    )
-
-
-def score_steps(
-    rewards: RewardWorkers,
-    groups: Sequence[RolloutGroup],
-    decodes: Sequence[Sequence[np.ndarray]],
-    decode: Callable[[Sequence[int]], str],
-    update: int,
-) -> tuple[list[np.ndarray], Scores | None]:
-    """Score partial decodes of every rollout; the same text of one prompt is scored once.
-
-    Args:
-        decodes: per rollout in the canonical order, token ids of each text.
-        decode: token ids -> text.
-
-    Returns:
-        Per rollout float32 `[texts]`, NaN where the reward failed; and the scores of the distinct texts, None
-        without any.
-    """
-    texts = _step_texts(groups, decodes, decode)
-    if not texts.distinct:
-        return [np.zeros(0, dtype=np.float32) for _ in texts.index], None
-    scores = _score_texts(rewards, texts, update)
-    return [scores.reward[row].astype(np.float32) for row in texts.index], scores
 
 
 def verify_steps(
@@ -145,56 +82,10 @@ def verify_steps(
     drawn = rollouts.generate(requests, replace(spec, record_predictions=True), version)
     groups = group_rollouts(prompts, drawn)
     decodes = [predicted_texts(rollout, range(rollout.num_steps), model) for rollout in drawn]
-    texts = _step_texts(groups, decodes, decode)
-    scores = _score_texts(rewards, texts, version)
+    texts = step_texts(groups, decodes, decode)
+    scores = score_texts(rewards, texts, version)
     correct = is_correct(scores, recipe.reward)
     return [correct[row] for row in texts.index], scores
-
-
-@dataclass(frozen=True)
-class _StepTexts:
-    """Partial decodes as texts, those of one prompt without repetition."""
-
-    distinct: list[tuple[Prompt, str]]
-    index: list[list[int]]
-    """Per rollout and step: which of the distinct ones."""
-
-
-def _step_texts(
-    groups: Sequence[RolloutGroup],
-    decodes: Sequence[Sequence[np.ndarray]],
-    decode: Callable[[Sequence[int]], str],
-) -> _StepTexts:
-    prompts = [group.prompt for group in groups for _ in group.rollouts]
-    place: dict[tuple[int, str], int] = {}
-    known: dict[bytes, str] = {}  # decoding takes longer than looking up
-    texts = _StepTexts([], [])
-    for prompt, row in zip(prompts, decodes, strict=True):
-        texts.index.append([])
-        for ids in row:
-            key = ids.tobytes()
-            text = known[key] if key in known else known.setdefault(key, decode(ids.tolist()))
-            if (prompt.uid, text) not in place:
-                place[prompt.uid, text] = len(texts.distinct)
-                texts.distinct.append((prompt, text))
-            texts.index[-1].append(place[prompt.uid, text])
-    return texts
-
-
-def _score_texts(rewards: RewardWorkers, texts: _StepTexts, update: int) -> Scores:
-    return rewards.score(
-        [prompt.prompt for prompt, _ in texts.distinct],
-        [text for _, text in texts.distinct],
-        [dict(prompt.columns) for prompt, _ in texts.distinct],
-        None,
-        {"global_step": update},
-    )
-
-
-def is_correct(scores: Scores, config: RewardConfig) -> np.ndarray:
-    """bool `[batch]`: the deciding reward reaches the threshold; a failed reward is not correct."""
-    value = scores.components[config.accuracy] if config.accuracy else scores.reward
-    return np.nan_to_num(value, nan=-np.inf) >= config.correct_threshold - 1e-6
 
 
 def evaluate(

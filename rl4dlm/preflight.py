@@ -18,10 +18,11 @@ from rl4dlm.data import (
     open_examples,
     open_prompts,
     open_task,
+    preference_pairs,
     training_texts,
 )
 from rl4dlm.decoding import SamplerSpec
-from rl4dlm.errors import ClusterError, ModelError, RecipeError
+from rl4dlm.errors import ClusterError, DataError, ModelError, RecipeError
 from rl4dlm.models import (
     LoadedModel,
     ModelFacts,
@@ -44,7 +45,7 @@ from rl4dlm.reward.pool import RewardPool
 from rl4dlm.rollout import check_sampler, sampler_notes
 from rl4dlm.rollout.external import find_engine
 from rl4dlm.run_folder import RunFolder
-from rl4dlm.types import DenoiserSpec
+from rl4dlm.types import DenoiserSpec, Pair, Prompt
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,20 @@ class Preflight(Checks):
         """Token ids as text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def pairs(self, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Pair]:
+        """The recorded preferences of some rows; see `preference_pairs`.
+
+        Raises:
+            DataError: a row cannot be used.
+        """
+        return preference_pairs(
+            prompts,
+            partial(encode, self.tokenizer),
+            eos_id=self.spec.eos_id,
+            canvas_length=recipe.rollout.max_completion_length,
+            overlong=recipe.data.overlong,
+        )
+
 
 def preflight(recipe: Recipe) -> Preflight:
     """Check model folder, tokenizer, data, rewards and devices.
@@ -131,7 +146,10 @@ def preflight(recipe: Recipe) -> Preflight:
     with RewardPool(recipe.reward) as rewards:
         rewards.check(first[:2])
     notes = (*prompts.notes, *sampler_notes(sampler))
-    return Preflight(model, tuple(warnings_of(recipe)), prompts, notes)
+    found = Preflight(model, tuple(warnings_of(recipe)), prompts, notes)
+    if not recipe.algorithm.samples_rollouts:
+        check_pairs(recipe, found.pairs(recipe, first))
+    return found
 
 
 def preflight_sft(recipe: SFTRecipe) -> SFTPreflight:
@@ -299,6 +317,21 @@ def check_demonstrations(recipe: Recipe, tokenizer: Any, prompts: PromptSource) 
         indices=range(recipe.warm_start.batch_size),
         render=prompts.render,
     )
+
+
+def check_pairs(recipe: Recipe, pairs: list[Pair]) -> None:
+    """Some pair of the first update must fit the canvas.
+
+    Raises:
+        DataError: none does.
+    """
+    if not pairs:
+        raise DataError(
+            f"data.train = {recipe.data.train}: none of the first update's pairs (rollout.prompts_per_update "
+            f"= {recipe.rollout.prompts_per_update}) fits rollout.max_completion_length = "
+            f"{recipe.rollout.max_completion_length} tokens.\n"
+            "Fix: raise rollout.max_completion_length, or set data.overlong: truncate."
+        )
 
 
 def scratch_model(recipe: AnyRecipe) -> LoadedModel:

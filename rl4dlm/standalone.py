@@ -137,10 +137,11 @@ def print_samplers(console: Console | None = None) -> None:
     from rl4dlm.rollout import CACHES
 
     samplers = Table(title="Samplers (rollout.remasking)", title_justify="left")
-    for column in ("name", "what it does", "settings"):
+    for column in ("name", "what it does", "exact law", "settings"):
         samplers.add_column(column)
     for name, strategy in STRATEGIES.items():
-        samplers.add_row(name, strategy.summary, ", ".join(strategy.settings))
+        law = "yes" if strategy.exact_law else "no"
+        samplers.add_row(name, strategy.summary, law, ", ".join(strategy.settings))
     caches = Table(title="Caches (rollout.cache)", title_justify="left")
     for column in ("name", "what it does", "exact", "attention"):
         caches.add_column(column)

@@ -15,22 +15,16 @@ from rl4dlm.data import KeptPrompts, PromptSource, demonstrations, open_task
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import CollapseError, RewardError, UpdateError
-from rl4dlm.evaluate import (
-    evaluate,
-    group_rollouts,
-    is_correct,
-    make_requests,
-    score_groups,
-    score_steps,
-    verify_steps,
-)
+from rl4dlm.evaluate import evaluate, verify_steps
 from rl4dlm.models import encode
 from rl4dlm.preflight import Preflight, preflight, starting_model
 from rl4dlm.prompt_filter import num_tried, over_denoised_prompts
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.sections import OverDenoisingFilter
+from rl4dlm.reward.judge import is_correct, score_groups, score_steps
 from rl4dlm.reward.scores import num_not_applicable, too_many_failures
 from rl4dlm.rollout import mix_block_lengths, to_table, write_parquet
+from rl4dlm.rollout.groups import group_rollouts, make_requests
 from rl4dlm.run_folder import RunFolder, storage
 from rl4dlm.tracking import (
     RunHistory,
@@ -258,6 +252,8 @@ def _loop(run: Run) -> None:
 
 def _one_update(run: Run, update: int) -> None:
     """One turn of the loop; the stages in order."""
+    if run.trainer.offline:
+        return _offline_update(run, update)
     recipe, clock = run.recipe, Clock()
     with clock("rollout"):
         groups = _sample(run, update)
@@ -282,16 +278,48 @@ def _one_update(run: Run, update: int) -> None:
     metrics |= rollout_metrics(groups, scores, is_correct(scores, recipe.reward), clock["rollout"])
     metrics |= completion_health(groups, scores.reward)
     metrics |= {"rollout/restarts": float(run.rollouts.restarts), **clock.metrics()}
+    _record(run, update, metrics, [group.prompt for group in groups])
+
+
+def _offline_update(run: Run, update: int) -> None:
+    """One turn of the loop for methods that learn from recorded pairs: nothing is sampled or scored, and
+    weights are synced where an evaluation wants them."""
+    recipe, checks, clock = run.recipe, run.checks, Clock()
+    with clock("data"):
+        prompts = checks.prompts.batch(update - 1, recipe.rollout.prompts_per_update)
+        pairs = checks.pairs(recipe, prompts)
+    seed = derive_seed(recipe.run.seed, "update", update)
+    batch, metrics = run.trainer.prepare_pairs(pairs, policy_version=run.update, seed=seed)
+    metrics["pairs/overlong"] = float(len(prompts) - len(pairs))
+    with clock("update"):
+        if batch is not None:
+            metrics |= run.policy.update(batch, update)
+    run.update = update
+    with clock("sync"):
+        if _evaluates(recipe, update):
+            metrics |= _sync(run)
+    metrics |= clock.metrics()
+    _record(run, update, metrics, prompts)
+
+
+def _record(run: Run, update: int, metrics: dict[str, float], prompts: list[Prompt]) -> None:
+    """Log an update; evaluate and save where it is time to."""
+    recipe = run.recipe
     finite = [name for name in _MUST_BE_FINITE if name in metrics]
-    prompts = f"prompts {[group.prompt.uid for group in groups]}"
-    require_finite(update, metrics, finite, f"{prompts}; {_good_checkpoint(run)}")
+    prompts_text = f"prompts {[prompt.uid for prompt in prompts]}"
+    require_finite(update, metrics, finite, f"{prompts_text}; {_good_checkpoint(run)}")
     run.tracker.log(update, metrics)
     _refuse_collapse(run, metrics, update)
-    last = update == recipe.trainer.max_steps
-    if last or (recipe.eval.steps and update % recipe.eval.steps == 0):
+    if _evaluates(recipe, update):
         _evaluate(run)
-    if last or update % recipe.trainer.save_steps == 0:
+    if update == recipe.trainer.max_steps or update % recipe.trainer.save_steps == 0:
         _save(run)
+
+
+def _evaluates(recipe: Recipe, update: int) -> bool:
+    """Whether an evaluation follows an update."""
+    every = recipe.eval.steps
+    return update == recipe.trainer.max_steps or bool(every and update % every == 0)
 
 
 def _sample(run: Run, update: int) -> list[RolloutGroup]:

@@ -195,6 +195,28 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two completions of one prompt of which the first is preferred, as a dataset recorded them.
+
+    Example: `Pair(uid=3, prompt_ids=..., chosen_ids=[5, 7, 1, 1], rejected_ids=[5, 1, 1, 1], chosen_len=3,
+    rejected_len=2)` where 1 ends the text.
+    """
+
+    uid: int
+    """The prompt's."""
+    prompt_ids: np.ndarray
+    """int32 `[prompt]`, no padding."""
+    chosen_ids: np.ndarray
+    """int32 `[completion]`: the whole canvas, filled with end-of-text."""
+    rejected_ids: np.ndarray
+    """int32 `[completion]`, likewise."""
+    chosen_len: int
+    """Tokens up to and including the first end-of-text, else the canvas length."""
+    rejected_len: int
+    """Likewise."""
+
+
+@dataclass(frozen=True)
 class TrainBatch:
     """What an update needs, method-independent: sequences, which positions train, advantages, seeds.
 

@@ -7,6 +7,7 @@ from rl4dlm.data.completions import ExampleSource, Reading, open_examples
 from rl4dlm.data.demonstrations import demonstrations
 from rl4dlm.data.examples import Example
 from rl4dlm.data.kept import KeptPrompts, training_prompt
+from rl4dlm.data.preferences import preference_pairs
 from rl4dlm.data.prompts import PromptSource, open_prompts
 from rl4dlm.data.render import open_renderer
 from rl4dlm.data.source import read_rows
@@ -31,6 +32,7 @@ __all__ = [
     "open_prompts",
     "open_renderer",
     "open_task",
+    "preference_pairs",
     "read_rows",
     "split_of",
     "training_prompt",

@@ -7,7 +7,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -174,7 +174,9 @@ class DatasetExamples(ExampleSource):
         return self._train.examples([self._pieces[i] for i in self._order.rows(step, n)])
 
     def held_out(self) -> list[Example]:
-        return self._eval.examples(self._held_out)
+        # Likelihoods are measured of completions up to their end, whatever order is learned.
+        plain = replace(self._eval, reading=replace(self._eval.reading, traced=False))
+        return plain.examples(self._held_out)
 
     def eval_prompts(self) -> list[Prompt]:
         return self._eval.prompts(self._held_out)

@@ -134,6 +134,7 @@ RCR = Strategy(
 SABER = Strategy(
     saber,
     "commit above the mean confidence so far, take back what became less likely",
+    exact_law=True,  # of what a step commits; what is taken back later depends on the tokens
     region="decoded",
     sees="decoded",
     revises=True,

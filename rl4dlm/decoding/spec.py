@@ -45,14 +45,16 @@ class SamplerSpec:
     temperature; greedy decoding has none, so there it is `raw` too) or `filtered` (tempered and cut by
     `top_p` and `top_k`: what tokens are drawn from)."""
     eos_policy: EosPolicy = "block_eos"
-    """`block_eos`: a finished block that holds a stop id ends the row. `none`: denoise the whole canvas."""
+    """What ends a row early, see `ends_row`: a finished block that holds a stop id (`block_eos`) or nothing
+    else (`block_all_eos`), a stop id before which no mask is left (`accepted_eos`), or nothing (`none`)."""
     top_p: float = 1.0
     """Draw among the likeliest ids of this mass; 1 keeps all. Recorded log-probabilities do not see the
     cut."""
     top_k: int = 0
     """Draw among that many likeliest ids; 0 keeps all."""
     threshold: float = 0.9
-    """Confidence at which a position is committed at once; read by `dynamic` and `threshold`."""
+    """Confidence at which a position is committed at once; read by `dynamic`, `threshold` and
+    their `top_` forms."""
     factor: float = 1.0
     """Read by `factor`: larger commits more."""
     entropy_budget: float = 0.35
@@ -265,6 +267,12 @@ def check_combinations(spec: SamplerSpec) -> None:
             spec.early_commit == "none" and _is_set(spec, "early_commit_high", "early_commit_low"),
             "rollout.early_commit_high and early_commit_low are not read without rollout.early_commit",
             "remove them, or set rollout.early_commit",
+        ),
+        (
+            spec.eos_policy == "accepted_eos" and spec.strategy.revises,
+            f"rollout.eos_policy = accepted_eos acts on tokens that rollout.remasking = {spec.remasking} may "
+            "take back",
+            "use block_eos",
         ),
         (
             spec.remasking == "learned" and not spec.policy,

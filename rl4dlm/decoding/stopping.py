@@ -8,26 +8,37 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-EosPolicy = Literal["none", "block_eos"]
+EosPolicy = Literal["none", "block_eos", "block_all_eos", "accepted_eos"]
 
 
-def ends_row(is_last: Tensor, is_stop: Tensor, eos_policy: EosPolicy) -> Tensor:
-    """Whether a row is finished once its active block is.
+def ends_row(stop: Tensor, masked: Tensor, active: Tensor, is_last: Tensor, eos_policy: EosPolicy) -> Tensor:
+    """Whether a row is finished after a step.
 
-    Blocks are filled from left to right, so no mask remains to the left of a stop id in a finished block: the
-    blocks after it can be filled with end-of-text without changing anything at or before it.
+    Blocks are filled from left to right. A policy never acts on a stop id to the left of which a mask is
+    left, so what it saves is what comes after the end of text: filling it with end-of-text changes nothing at
+    or before the first stop id.
 
     Args:
-        is_last: bool `[rows]`, the active block is the canvas's last.
-        is_stop: bool `[rows, positions]`, the decoded positions that hold an id that ends the text.
-        eos_policy: `block_eos` ends a row at a block that holds a stop id; `none` at the last block only.
+        stop: bool `[rows, completion]`: holds an id that ends the text.
+        masked: bool `[rows, completion]`.
+        active: bool `[rows, completion]`: belongs to the active block.
+        is_last: bool `[rows]`: the active block is the canvas's last.
+        eos_policy: what ends a row beside its last block: `none` nothing; `block_eos` a finished block with a
+            stop id up to its end; `block_all_eos` a finished block of nothing but stop ids; `accepted_eos` a
+            stop id before which no mask is left, also in the middle of a block.
 
     Returns:
-        bool `[rows]`; to be read only where no mask is left up to the end of the active block.
+        bool `[rows]`.
     """
-    if eos_policy == "none":
-        return is_last
-    return is_last | is_stop.any(dim=1)
+    decoded = active.flip(1).cumsum(dim=1).flip(1) > 0  # up to the end of the active block
+    done = ~(masked & decoded).any(dim=1)
+    if eos_policy == "accepted_eos":
+        return (done & is_last) | (stop & (masked.cumsum(dim=1) == 0)).any(dim=1)
+    if eos_policy == "block_eos":
+        is_last = is_last | (stop & decoded).any(dim=1)
+    elif eos_policy == "block_all_eos":
+        is_last = is_last | (stop | ~active).all(dim=1)
+    return done & is_last
 
 
 def completion_length(tokens: np.ndarray, stop_ids: Sequence[int]) -> tuple[int, bool]:

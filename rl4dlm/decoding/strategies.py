@@ -221,6 +221,24 @@ STRATEGIES: dict[str, Strategy] = {
         _factor,
         settings=("factor",),
     ),
+    "top_dynamic": _positions_first(
+        _top_probability,
+        "dynamic by top probability, positions chosen before drawing",
+        _dynamic,
+        settings=("threshold",),
+    ),
+    "top_threshold": _positions_first(
+        _top_probability,
+        "threshold by top probability, positions chosen before drawing",
+        _threshold,
+        settings=("threshold",),
+    ),
+    "top_factor": _positions_first(
+        _top_probability,
+        "factor by top probability, positions chosen before drawing",
+        _factor,
+        settings=("factor",),
+    ),
     "entropy_bound": _positions_first(
         _neg_entropy,
         "EB-Sampler: the most certain positions within an entropy budget, at least one",

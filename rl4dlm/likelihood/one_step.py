@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rl4dlm.diffusion.masking import bernoulli_masks
+from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.likelihood.states import States, rectangle
 
 
@@ -29,14 +29,16 @@ def one_step_states(
     """
     target = torch.from_numpy(action)[:, None]
     states = rectangle(torch.ones_like(target), target, target=target)
-    masks = prompt_masks(torch.tensor(seed), prompt_lengths, 1, inner, p_mask_prompt)
+    masks = prompt_masks(seed, prompt_lengths, 1, inner, p_mask_prompt)
     return replace(states, prompt_masked=masks)
 
 
 def prompt_masks(
-    seed: Tensor, prompt_lengths: Sequence[int], num_states: int, inner: int, rate: float
+    seed: np.ndarray, prompt_lengths: Sequence[int], num_states: int, inner: int, rate: float
 ) -> tuple[np.ndarray, ...]:
     """Which prompt tokens each state hides: bool `[prompt]` per state, the states of a row side by side.
+
+    Independent of the masks of completions that the same seeds give.
 
     Args:
         seed: int64 `[rows]`.
@@ -47,5 +49,6 @@ def prompt_masks(
     """
     every = torch.ones(len(seed), max(prompt_lengths), dtype=torch.bool)
     rates = torch.full((len(seed), num_states), rate, dtype=torch.float64)
-    masks = bernoulli_masks(seed, every, rates, inner).numpy()
+    own = torch.tensor([derive_seed(int(root), "prompt") for root in seed])
+    masks = bernoulli_masks(own, every, rates, inner).numpy()
     return tuple(mask[:length] for row, length in zip(masks, prompt_lengths, strict=True) for mask in row)

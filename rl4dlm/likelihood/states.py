@@ -43,6 +43,9 @@ class States:
     (a visited state of a sampler that revises); the model then reads this canvas as it is."""
     label: Tensor | None = None
     """int64 `[states, completion]`: ids that are scored; None: the completion's."""
+    clean: Tensor | None = None
+    """int64 `[states, completion]`: the whole completion that a state hides parts of, where it is not the
+    row's own (the other one of a pair); it is read and scored in its place."""
     prompt_masked: tuple[np.ndarray, ...] | None = None
     """bool `[prompt]` per state: prompt tokens that are hidden too; None: none."""
     stands_for: Tensor | None = None
@@ -66,6 +69,7 @@ class States:
             weight=self.weight[keep],
             canvas=None if self.canvas is None else self.canvas[keep],
             label=None if self.label is None else self.label[keep],
+            clean=None if self.clean is None else self.clean[keep],
             prompt_masked=None
             if self.prompt_masked is None
             else tuple(mask for mask, kept in zip(self.prompt_masked, keep.tolist(), strict=True) if kept),
@@ -205,12 +209,13 @@ def state_inputs(
             others: the model does not see these positions. None: completions are whole canvases.
     """
     row = states.row.numpy()
-    clean = completion_ids[row] if states.canvas is None else states.canvas.numpy()
+    own = completion_ids[row] if states.clean is None else states.clean.numpy()
+    clean = own if states.canvas is None else states.canvas.numpy()
     prompts = [prompt_ids[i] for i in row]
     packed = pack_rows(prompts, clean, pad_id=denoiser.spec.pad_id, device=denoiser.device)
     if real is not None:
         packed = _with_ends(packed, real)
-    label = torch.from_numpy(np.ascontiguousarray(completion_ids[row])).long()
+    label = torch.from_numpy(np.ascontiguousarray(own)).long()
     label = (label if states.label is None else states.label).to(denoiser.device)
     hidden, target = states.is_masked.to(denoiser.device), states.target.to(denoiser.device)
     doubled = is_block_causal(denoiser.spec) and states.canvas is None

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from rl4dlm.recipe.sections import Config, RolloutConfig
 
 
-class Method(Config):
+class AnyMethod(Config):
     """What every method has."""
 
     num_iterations: int = Field(1, ge=1)
@@ -20,21 +20,22 @@ class Method(Config):
     """Positions that count as the action: up to and including the first stop id, or the whole canvas without
     the filler after an early stop."""
 
-    scale_rewards: Literal["none", "group", "group_population", "batch"] = "none"
-    """`none`: advantage = reward - baseline. `group`: also divided by the group's sample standard deviation
-    (`group_population`: by the population's), `batch`: by that of all rewards of the update."""
-
-    baseline: Literal["mean", "loo"] = "mean"
-    """What a reward is compared with: the group's mean, or the mean of the group's others (leave one out),
-    which makes advantages G/(G-1) times as large."""
-
     def states_per_completion(self, rollout: RolloutConfig) -> float:
         """Model inputs that an update evaluates per completion and pass, for cost estimates."""
         return 1.0
 
+    def rows_per_prompt(self, rollout: RolloutConfig) -> int:
+        """Rows of the batch that a prompt makes."""
+        return rollout.num_generations
+
     @property
     def keeps_reference(self) -> bool:
         """Whether a frozen reference policy is needed."""
+        return False
+
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether rollouts must hold what the sampler predicted at every masked position of every step."""
         return False
 
     @property
@@ -43,9 +44,26 @@ class Method(Config):
         return False
 
     @property
-    def needs_predictions(self) -> bool:
-        """Whether rollouts must hold what the sampler predicted at every masked position of every step."""
+    def has_ratios(self) -> bool:
+        """Whether the loss compares with the weights that an update begins with."""
         return False
+
+    @property
+    def samples_rollouts(self) -> bool:
+        """Whether an update samples completions and scores them."""
+        return True
+
+
+class Method(AnyMethod):
+    """Methods that compare the rewards of completions within their group."""
+
+    scale_rewards: Literal["none", "group", "group_population", "batch"] = "none"
+    """`none`: advantage = reward - baseline. `group`: also divided by the group's sample standard deviation
+    (`group_population`: by the population's), `batch`: by that of all rewards of the update."""
+
+    baseline: Literal["mean", "loo"] = "mean"
+    """What a reward is compared with: the group's mean, or the mean of the group's others (leave one out),
+    which makes advantages G/(G-1) times as large."""
 
 
 class Clipped(Method):
@@ -59,6 +77,11 @@ class Clipped(Method):
 
     log_ratio_clamp: float = Field(10.0, gt=0)
     """Log-ratios are clamped to +- this before exp, nats."""
+
+    @property
+    def has_ratios(self) -> bool:
+        """Whether the loss compares with the weights that an update begins with."""
+        return True
 
 
 class Referenced(Method):
@@ -248,6 +271,11 @@ class AGRPOConfig(TokenLevel, Referenced):
         """It is."""
         return True
 
+    @property
+    def has_ratios(self) -> bool:
+        """Not to those weights, where the sampler's record is compared with."""
+        return self.ratio_against == "update"
+
     def states_per_completion(self, rollout: RolloutConfig) -> float:
         """M, or the steps of the sampler if they are fewer."""
         return float(min(self.num_steps, rollout.diffusion_steps))
@@ -393,6 +421,135 @@ class ESPOConfig(Clipped, Referenced):
         return 2.0 * self.num_masks
 
 
+class SPGConfig(Method):
+    """Sandwiched Policy Gradient (SPG, arXiv:2510.09541): a lower bound of the likelihood for good
+    completions, a mixture with an upper bound for bad ones; no ratio, no KL."""
+
+    type: Literal["spg"] = "spg"
+
+    num_masks: int = Field(2, ge=1)
+    """n_t: states per completion and pass."""
+
+    mask_scheme: Literal["block_random", "random"] = "block_random"
+    """`block_random`: a random number of tokens of one random block of the sampler is hidden, and all later
+    blocks. `random`: a random number of tokens of the whole completion (of each block, where the model is
+    block-causal)."""
+
+    restrict_to_block: bool = False
+    """Score only the chosen block of `block_random`; the released code scores everything that is hidden."""
+
+    eubo_beta: float = Field(1.5, ge=1)
+    """b of the upper bound; larger is higher. Published: 1.5 (GSM8K, MATH, Countdown), 1.0 (Sudoku)."""
+
+    omega: float = Field(0.5, ge=0, le=1)
+    """Share of the upper bound in what bad completions are lowered by; 0: the lower bound for all."""
+
+    p_mask_prompt: float = Field(0.15, ge=0, lt=1)
+    """Probability that a prompt token is hidden, and under `block_random` a token of an earlier block."""
+
+    after_eos: Literal["mask", "keep"] = "mask"
+    """What the model sees after the last action: mask tokens, or what the canvas holds there."""
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """n_t."""
+        return float(self.num_masks)
+
+
+class Softmaxed(Method):
+    """Methods that weigh completions by a softmax of their advantages."""
+
+    psi: float = Field(1.0, gt=0)
+    """Inverse temperature of the weights softmax(+-psi A) within a group; large values compare the best with
+    the worst alone."""
+
+
+class WD1Config(Softmaxed):
+    """wd1 (arXiv:2507.08838): a weighted log-likelihood without ratios, on diffu-GRPO's one-step
+    estimate."""
+
+    type: Literal["wd1"] = "wd1"
+
+    p_mask_prompt: float = Field(0.15, ge=0, lt=1)
+    """Probability that a prompt token is hidden; 0: prompts are never masked."""
+
+
+class WD1PlusConfig(Softmaxed):
+    """wd1++ (arXiv:2507.08838): wd1's weights on the predictions that the sampler made at visited states."""
+
+    type: Literal["wd1pp"] = "wd1pp"
+
+    sample_train_steps: int = Field(8, ge=1)
+    """K: denoising steps that are drawn of every completion; it may have fewer."""
+
+    completion_scope: Literal["canvas", "until_eos"] = "canvas"
+    """Which predictions are scored: those of every hidden position that the finished completion filled, or
+    only of those up to and including its first stop id."""
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """K, or every step."""
+        return float(min(self.sample_train_steps, rollout.diffusion_steps))
+
+    @property
+    def needs_predictions(self) -> bool:
+        """They are what is learnt."""
+        return True
+
+
+class VRPOConfig(AnyMethod):
+    """VRPO (LLaDA 1.5, arXiv:2505.19223): preference optimisation from pairs, DPO with ELBO estimates."""
+
+    type: Literal["vrpo"] = "vrpo"
+
+    pairs: Literal["offline", "online"] = "offline"
+    """Where preferences come from. `offline`: `data.train` has the columns `prompt`, `chosen` and `rejected`;
+    nothing is sampled for an update, and rewards serve evaluation alone. `online`: the best against the worst
+    completion of every prompt by reward; prompts whose completions are all alike are left out."""
+
+    estimator: Literal["sdmc", "double_mc", "stratified"] = "stratified"
+    """How the ELBO is estimated. `stratified`: exact counts stratified over 1..L with weight L/k, unbiased.
+    `double_mc`: mask rates drawn uniformly. `sdmc`: Gauss-Legendre nodes over the mask rate."""
+
+    num_nodes: int = Field(8, ge=1, le=64)
+    """n_t: mask rates (or counts) per completion and pass."""
+
+    num_masks: int = Field(1, ge=1)
+    """n_m: masks per rate. For a given product n_t * n_m, 1 has the lowest variance."""
+
+    count_rule: Literal["round_half", "round", "floor_release", "bernoulli"] = "round_half"
+    """Masked positions at rate t of L: `round_half` round(tL + 1/2) with weight L/count, `round` round(tL)
+    with weight L/count, `floor_release` floor(tL) with weight 1/t, `bernoulli` each position independently
+    with weight 1/t. Not used by `stratified`."""
+
+    beta: float = Field(0.2, gt=0)
+    """How soon a pair counts as learnt; larger values stay nearer to the reference. Multiplies differences of
+    whole completions, in nats. The authors' value is not known; 0.2 is a port's."""
+
+    normalise_by_length: bool = False
+    """Divide likelihoods by the canvas length within the comparison (a port's), so that `beta` acts as
+    `beta` / L."""
+
+    sft_weight: float = Field(0.0, ge=0)
+    """Weight of the preferred completion's negative ELBO per token; reported: 0.05."""
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """n_t * n_m for two completions of every prompt."""
+        return 2.0 * self.num_nodes * self.num_masks / rollout.num_generations
+
+    def rows_per_prompt(self, rollout: RolloutConfig) -> int:
+        """A pair."""
+        return 1
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Always: preferences are measured against it."""
+        return True
+
+    @property
+    def samples_rollouts(self) -> bool:
+        """Only online."""
+        return self.pairs == "online"
+
+
 class PluginConfig(Method):
     """A method of your own: a class in a file or module; docs/methods.md has a worked example."""
 
@@ -470,8 +627,12 @@ AlgorithmConfig = Annotated[
     | GDPOConfig
     | JustGRPOConfig
     | MDPOConfig
+    | SPGConfig
     | TraceRLConfig
     | UniGRPOConfig
+    | VRPOConfig
+    | WD1Config
+    | WD1PlusConfig
     | PluginConfig,
     Field(discriminator="type"),
 ]

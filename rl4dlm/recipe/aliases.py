@@ -45,6 +45,7 @@ ALIASES: dict[str, tuple[str, str]] = {
     "dataset_name": ("TRL", "data.train"),
     "report_to": ("TRL", "tracking.wandb"),
     "temperature": ("TRL", "rollout.temperature"),
+    "use_vllm": ("TRL", NO_KEY + "completions are denoised, by rollout.engine"),
     "num_train_epochs": ("TRL", "trainer.max_steps (updates, not epochs)"),
     # d1 lineage
     "diffusion_steps": ("d1", "rollout.diffusion_steps"),

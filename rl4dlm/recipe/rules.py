@@ -37,7 +37,6 @@ def divisors_near(value: int, total: int, most: int = 3) -> str:
     return " or ".join(map(str, nearest))
 
 
-@sft_rule
 @rule
 def one_model_source(recipe: Recipe) -> Iterator[Finding]:
     if (recipe.model.path is None) == (recipe.model.init is None):
@@ -59,7 +58,6 @@ def one_model_source(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def a_model_from_scratch_is_as_long_as_it_is_made(recipe: Recipe) -> Iterator[Finding]:
     if recipe.model.init is not None and recipe.model.max_length is not None:
@@ -132,7 +130,6 @@ def experts_can_be_chosen(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def one_data_source(recipe: Recipe) -> Iterator[Finding]:
     if (recipe.data.task is None) == (recipe.data.train is None):
@@ -147,7 +144,6 @@ def one_data_source(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def char_tokenizer_has_characters(recipe: Recipe) -> Iterator[Finding]:
     init = recipe.model.init
@@ -235,7 +231,7 @@ def predictions_belong_to_states(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def groups_have_company(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.rollout.num_generations < 2:
+    if recipe.rollout.num_generations < 2 and recipe.algorithm.samples_rollouts:
         yield (
             "rollout.num_generations",
             f"rollout.num_generations = {recipe.rollout.num_generations}: {recipe.algorithm.type} compares "
@@ -246,8 +242,8 @@ def groups_have_company(recipe: Recipe) -> Iterator[Finding]:
 
 # Which samplers read a setting that is not for all of them.
 _READERS = {
-    "threshold": ("dynamic", "threshold"),
-    "factor": ("factor",),
+    "threshold": ("dynamic", "threshold", "top_dynamic", "top_threshold"),
+    "factor": ("factor", "top_factor"),
     "entropy_budget": ("entropy_bound", "entropy_bound_cumsum", "entropy_threshold"),
     "order_temperature": (
         "low_confidence",
@@ -280,7 +276,7 @@ def sampler_settings_are_read(recipe: Recipe) -> Iterator[Finding]:
 def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
     rollout = recipe.rollout
     random_order = rollout.remasking in ("random", "dream_origin") or rollout.order_temperature > 0
-    if rollout.temperature == 0 and not random_order:
+    if recipe.algorithm.samples_rollouts and rollout.temperature == 0 and not random_order:
         yield (
             "rollout.temperature",
             "rollout.temperature = 0: all completions of a group are identical and every advantage is 0",
@@ -288,7 +284,6 @@ def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def lengths_fit_the_model(recipe: Recipe) -> Iterator[Finding]:
     init = recipe.model.init
@@ -327,19 +322,18 @@ def minibatches_hold_groups(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def ranks_have_work(recipe: Recipe) -> Iterator[Finding]:
-    rows = (
-        recipe.rollout.prompts_per_update * recipe.rollout.num_generations // recipe.trainer.num_minibatches
-    )
+    rollout = recipe.rollout
+    of_prompt = recipe.algorithm.rows_per_prompt(rollout)
+    rows = rollout.prompts_per_update * of_prompt // recipe.trainer.num_minibatches
     if recipe.cluster.num_trainers > rows:
         yield (
             "cluster.num_trainers",
-            f"cluster.num_trainers = {recipe.cluster.num_trainers} ranks share {rows} completions per "
+            f"cluster.num_trainers = {recipe.cluster.num_trainers} ranks share {rows} rows per "
             "optimizer step",
             f"use {rows} ranks or less, or more rollout.prompts_per_update",
         )
 
 
-@sft_rule
 @rule
 def offload_needs_sharding(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.offload_optimizer and recipe.trainer.zero_stage == 0:
@@ -366,7 +360,6 @@ def warm_start_has_demonstrations(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def placement_fits(recipe: Recipe) -> Iterator[Finding]:
     cluster = recipe.cluster
@@ -392,7 +385,6 @@ def placement_fits(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def a_worker_uses_one_gpu(recipe: Recipe) -> Iterator[Finding]:
     for key in ("gpus_per_trainer", "gpus_per_rollout_worker"):
@@ -428,6 +420,17 @@ def rates_are_a_range(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def a_block_is_chosen_where_scores_are_restricted_to_it(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if algorithm.type == "spg" and algorithm.restrict_to_block and algorithm.mask_scheme != "block_random":
+        yield (
+            "algorithm.restrict_to_block",
+            f"algorithm.restrict_to_block is not read by algorithm.mask_scheme = {algorithm.mask_scheme}",
+            "remove it, or use mask_scheme: block_random",
+        )
+
+
+@rule
 def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
     algorithm = recipe.algorithm
     if algorithm.type == "tracerl" and algorithm.process_chunk is not None and algorithm.value is None:
@@ -436,6 +439,16 @@ def process_rewards_need_values(recipe: Recipe) -> Iterator[Finding]:
             f"algorithm.process_chunk = {algorithm.process_chunk} places rewards along the trace, and "
             "without algorithm.value no value model turns them into advantages",
             "add algorithm.value (an empty mapping takes its defaults), or leave process_chunk out",
+        )
+
+
+@rule
+def recorded_pairs_are_somewhere(recipe: Recipe) -> Iterator[Finding]:
+    if not recipe.algorithm.samples_rollouts and recipe.data.train is None:
+        yield (
+            "algorithm.pairs",
+            "algorithm.pairs = offline needs recorded pairs, and data.train is not set",
+            "set data.train to rows with `prompt`, `chosen` and `rejected`, or algorithm.pairs: online",
         )
 
 
@@ -486,7 +499,6 @@ def ranges_are_ranges(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-@sft_rule
 @rule
 def warmup_ends(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer.warmup_steps >= recipe.trainer.max_steps and recipe.trainer.max_steps > 1:
@@ -503,6 +515,7 @@ def sampling_fits(recipe: SFTRecipe) -> Iterator[Finding]:
     """Where evaluations sample, the sampler's and the rewards' rules hold as in reinforcement learning."""
     if recipe.reward is not None:
         yield from blocks_divide_the_canvas(recipe)
+        yield from sampler_settings_are_read(recipe)
         yield from every_reward_has_a_weight(recipe)
 
 
@@ -571,3 +584,19 @@ def answers_have_a_source(recipe: SFTRecipe) -> Iterator[Finding]:
                 "sft.objective.type = trace needs rows with a step_map, and data.task has none",
                 "set data.train to a run's rollouts folder",
             )
+
+
+SFT_RULES += [
+    one_model_source,
+    a_model_from_scratch_is_as_long_as_it_is_made,
+    quantised_weights_stay_as_they_are,
+    blocks_fit_the_family,
+    experts_can_be_chosen,
+    one_data_source,
+    char_tokenizer_has_characters,
+    lengths_fit_the_model,
+    offload_needs_sharding,
+    placement_fits,
+    a_worker_uses_one_gpu,
+    warmup_ends,
+]

@@ -236,6 +236,9 @@ class RolloutConfig(Config):
         "dynamic",
         "threshold",
         "factor",
+        "top_dynamic",
+        "top_threshold",
+        "top_factor",
         "entropy_bound",
         "entropy_bound_cumsum",
         "entropy_threshold",
@@ -247,10 +250,11 @@ class RolloutConfig(Config):
     ] = "low_confidence"
     """Which positions a step commits. `low_confidence` (LLaDA: the highest probability of the drawn token),
     `top_probability` (the highest top probability, chosen before drawing: the exact law), `random`, `ar`
-    (left to right), `margin`, `neg_entropy`; Dream's four; `dynamic` (SDAR, TraDo), `threshold` and `factor`
-    (Fast-dLLM), `entropy_bound` (EB-Sampler), `entropy_bound_cumsum` (SDAR), `entropy_threshold` (dParallel):
-    as many as the model is sure of; `rcr` (MDPO) and `saber`: take tokens back; `ccd`, `ccd_ds`: what several
-    steps agree on; `learned`: a policy network decides. docs/sampling.md compares them."""
+    (left to right), `margin`, `neg_entropy`; Dream's four; as many as the model is sure of: `dynamic` (SDAR,
+    TraDo), `threshold` and `factor` (Fast-dLLM), the same by top probability (`top_...`: the exact law),
+    `entropy_bound` (EB-Sampler), `entropy_bound_cumsum` (SDAR), `entropy_threshold` (dParallel); `rcr` (MDPO)
+    and `saber`: take tokens back; `ccd`, `ccd_ds`: what several steps agree on; `learned`: a policy network
+    decides. docs/sampling.md compares them."""
 
     confidence_from: Literal["raw", "tempered", "filtered"] = "raw"
     """Distribution whose probability is the confidence: temperature 1 (LLaDA, d1), the sampling temperature,
@@ -317,9 +321,10 @@ class RolloutConfig(Config):
     cache_refresh: int = Field(0, ge=0)
     """Steps of a block after which an approximate cache is computed anew; 0: at block starts only."""
 
-    eos_policy: Literal["none", "block_eos"] = "block_eos"
-    """`block_eos`: once a finished block holds a stop id, fill the rest with end-of-text and stop. `none`:
-    denoise the whole canvas."""
+    eos_policy: Literal["none", "block_eos", "block_all_eos", "accepted_eos"] = "block_eos"
+    """When the rest of the canvas is filled with end-of-text: once a finished block holds a stop id
+    (`block_eos`) or nothing else (`block_all_eos`), once no mask is left before a stop id (`accepted_eos`),
+    or never (`none`). None of them changes what stands at or before the first stop id."""
 
     engine: str = "builtin"
     """What samples: our engine, or `package.module:function` that makes an external one; see

@@ -273,8 +273,10 @@ class CachedForward:
         view = self._view(slots, window)
         if self._plan.attention == "block_causal":
             self._share_prompts(view)
-        queries = self._plan.queries(view) & view.is_real
         wanted = view.on_columns(scatter(slots.canvas, window, window.index))
+        queries = self._plan.queries(view) & view.is_real
+        if self._denoiser.spec.logit_shift:
+            queries = queries | (with_token_before(wanted) & view.is_real)
         counts = queries.sum(dim=1)
         slots.forwards += 1
         slots.tokens += counts
@@ -341,6 +343,13 @@ class CachedForward:
         layout = WindowLayout(position, _visible(view, rows, inside, keys, self._plan))
         logits = self._denoiser.logits(ids, None, select, layout, self._store)
         return logits, place[rows].gather(1, inside)[select]
+
+
+def with_token_before(wanted: Tensor) -> Tensor:
+    """Columns and those to the left of them: a shifted model reads a token's logits off the row before it."""
+    before = torch.zeros_like(wanted)
+    before[:, :-1] = wanted[:, 1:]
+    return wanted | before
 
 
 def shared_prompts(slots: Slots) -> dict[int, int]:

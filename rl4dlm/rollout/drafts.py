@@ -57,8 +57,7 @@ class Drafts:
             return
         device = self._known.row.device
         kept = torch.tensor(rows, dtype=torch.int64, device=device)
-        new = torch.searchsorted(kept, self._known.row).clamp(max=len(rows) - 1)
-        left = self._known.where(kept[new] == self._known.row)
+        left = self._known.where(torch.isin(self._known.row, kept))
         self._known = left._replace(row=torch.searchsorted(kept, left.row))
 
     def admit(self, rows: list[int]) -> None:
@@ -101,26 +100,24 @@ class Drafts:
         slots, gen_len = states[0].slots, self._spec.gen_len
         slots.forwards += 1
         blocks = enlarged_blocks(self._denoiser, slots)
-        inputs, masks, rows, positions, counts, lengths = [], [], [], [], [], []
-        offset = 0
+        inputs: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+        places: list[tuple[Tensor, Tensor]] = []
         for state in states:
             slots.tokens += state.valid * (slots.prompt_len + gen_len)
-            ids, mask = state.slots.model_input()
-            row, position = state.window.where(state.window.index)
-            seen = state.valid[row]
-            place = state.valid.cumsum(0) - 1 + offset
-            inputs.append(ids[state.valid])
-            masks.append(None if mask is None else mask[state.valid])
-            lengths.append(None if blocks is None else blocks[state.valid])
-            rows.append(place[row[seen]])
-            positions.append(position[seen])
-            counts.append(len(positions[-1]))
-            offset += len(inputs[-1])
-        where = (torch.cat(rows), torch.cat(positions))
+            places.append(_seen_places(state, offset=sum(len(ids) for ids, _, _ in inputs)))
+            parts = (*state.slots.model_input(), blocks)
+            ids, mask, lengths = (None if part is None else part[state.valid] for part in parts)
+            assert ids is not None
+            inputs.append((ids, mask, lengths))
         every = canvas_logits(
-            self._denoiser, torch.cat(inputs), _joined(masks), where, gen_len, _joined(lengths)
+            self._denoiser,
+            torch.cat([ids for ids, _, _ in inputs]),
+            _joined([mask for _, mask, _ in inputs]),
+            (torch.cat([row for row, _ in places]), torch.cat([position for _, position in places])),
+            gen_len,
+            _joined([lengths for _, _, lengths in inputs]),
         )
-        return list(every.split(counts))
+        return list(every.split([len(row) for row, _ in places]))
 
     def remember(self, slots: Slots, states: list[Guess], logits: list[Tensor], last: Tensor) -> None:
         """Keep the logits that the rows went on from last, at positions that are masked still.
@@ -142,6 +139,14 @@ class Drafts:
         joined = Known(*(torch.cat(column) for column in zip(*parts, strict=True)))
         order = (joined.row * slots.canvas.shape[1] + joined.position).argsort()
         self._known = Known(*(column[order] for column in joined))
+
+
+def _seen_places(state: Guess, *, offset: int) -> tuple[Tensor, Tensor]:
+    """Row and canvas position of what is seen of a state, rows counted among the valid ones from `offset`."""
+    row, position = state.window.where(state.window.index)
+    seen = state.valid[row]
+    place = state.valid.cumsum(0) - 1 + offset
+    return place[row[seen]], position[seen]
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -202,8 +202,8 @@ def to_table(
             `reward`.
         update: the update that they were sampled for.
         advantage: float32 `[batch]`, or None.
-        step_rewards: per rollout float32 `[num_steps]`, the reward of its prediction at each step, or None;
-            column `step_rewards`, which the player shows.
+        step_rewards: per rollout float32 `[num_steps]`, the reward of its prediction at each step, NaN where
+            none was asked for, or None; column `step_rewards`, which the player shows.
         record_states: keep the traces; without them the table cannot be read back into rollouts.
         record_predictions: keep predictions in the traces that have them; they are most of a rollout's bytes.
 

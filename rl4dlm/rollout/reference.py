@@ -137,15 +137,29 @@ def denoise(denoiser: Denoiser, spec: SamplerSpec, request: Request) -> tuple[Ra
     while start < spec.gen_len:
         inside = range(max(0, start), min(start + spec.block_length, spec.gen_len))
         state.block_step = 0
-        while state.masked(range(inside.stop)):
+        ended = False
+        while state.masked(range(inside.stop)) and not ended:
             take_step(denoiser, state, row, journal, block, inside)
-        stops = [token in denoiser.spec.stop_ids for token in row.canvas[: inside.stop]]
-        if (spec.eos_policy == "block_eos" and any(stops)) or not state.masked(range(spec.gen_len)):
+            ended = has_ended(state, inside, denoiser.spec.stop_ids)
+        if ended or not state.masked(range(spec.gen_len)):
             break
         block, start = block + 1, start + spec.block_length
     forwards = state.step * (2 if spec.cfg_scale else 1)
     length = len(request.prompt_ids) + spec.gen_len
     return replace(row, num_steps=state.step, forwards=forwards, tokens=forwards * length), journal
+
+
+def has_ended(state: State, inside: range, stop_ids: Sequence[int]) -> bool:
+    """Whether the policy on end-of-text ends the row."""
+    canvas, policy = state.canvas.tolist(), state.spec.eos_policy
+    if policy == "accepted_eos":
+        first = min((i for i, token in enumerate(canvas) if token in stop_ids), default=len(canvas))
+        return first < len(canvas) and not state.masked(range(first))
+    if policy == "none" or state.masked(range(inside.stop)):
+        return False
+    if policy == "block_all_eos":
+        return all(canvas[i] in stop_ids for i in inside)
+    return any(token in stop_ids for token in canvas[: inside.stop])
 
 
 def take_step(
@@ -460,6 +474,9 @@ CHOICES: dict[str, Callable[[State, range], Choice]] = {
     "dynamic": ordered_choice(drawn_score, by_threshold_or_schedule),
     "threshold": ordered_choice(drawn_score, by_threshold),
     "factor": ordered_choice(drawn_score, by_factor),
+    "top_dynamic": ordered_choice(distribution_score(top_probability), by_threshold_or_schedule),
+    "top_threshold": ordered_choice(distribution_score(top_probability), by_threshold),
+    "top_factor": ordered_choice(distribution_score(top_probability), by_factor),
     "entropy_bound": ordered_choice(distribution_score(neg_entropy), by_entropy),
     "entropy_bound_cumsum": ordered_choice(distribution_score(neg_entropy), by_whole_entropy),
     "entropy_threshold": ordered_choice(distribution_score(neg_entropy), by_each_entropy),

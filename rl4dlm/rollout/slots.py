@@ -278,11 +278,14 @@ class Slots:
 
     def block_is_done(self) -> Tensor:
         """Whether no mask is left up to the end of each row's active block: bool `[slots]`."""
-        return ~((self.canvas == self._model.mask_id) & self.decoded()).any(dim=1)
+        decoded = torch.arange(self.canvas.shape[1], device=self._device) < self.span()[:, 1:]
+        return ~((self.canvas == self._model.mask_id) & decoded).any(dim=1)
 
-    def decoded(self) -> Tensor:
-        """Positions up to the end of each row's active block: bool `[slots, completion]`."""
-        return torch.arange(self.canvas.shape[1], device=self._device) < self.span()[:, 1:]
+    def active(self) -> Tensor:
+        """Positions of each row's active block: bool `[slots, completion]`."""
+        start, end = self.span().split(1, dim=1)
+        position = torch.arange(self.canvas.shape[1], device=self._device)
+        return (position >= start) & (position < end)
 
     def advance(self, block_done: Tensor, moved: Tensor | None = None) -> None:
         """Move rows to their next step, and to their next block where `block_done`.

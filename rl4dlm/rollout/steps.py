@@ -53,9 +53,8 @@ class SingleStep:
         decision = decide(self._spec, step)
         journal.write(step, decision, window)
         slots.commit(decision, window)
-        block_done = slots.block_is_done()
-        finished = is_finished(slots, self._spec, self._stop_ids, block_done)
-        slots.advance(block_done)
+        finished = is_finished(slots, self._spec, self._stop_ids)
+        slots.advance(slots.block_is_done())
         return finished
 
     def keep(self, rows: list[int]) -> None:
@@ -83,9 +82,8 @@ class DraftRound:
             active = active & ~finished & state.valid & (state.slots.canvas == slots.canvas).all(dim=1)
             window, part = narrowed(state.window, state.valid, values, active)
             slots.commit(decide(self._spec, slots.step_input(window, part)), window)
-            block_done = slots.block_is_done() & active
-            finished = finished | is_finished(slots, self._spec, self._stop_ids, block_done)
-            slots.advance(block_done, active)
+            finished = finished | (active & is_finished(slots, self._spec, self._stop_ids))
+            slots.advance(slots.block_is_done() & active, active)
             last = torch.where(active, number, last)
         self._drafts.remember(slots, states, logits, last)
         return finished
@@ -99,15 +97,9 @@ class DraftRound:
         self._drafts.admit(rows)
 
 
-def is_finished(slots: Slots, spec: SamplerSpec, stop_ids: Tensor, block_done: Tensor) -> Tensor:
-    """Rows that need no further step: bool `[slots]`, asked after a commit and before the rows move on.
-
-    Args:
-        slots: the rows.
-        spec: the sampler.
-        stop_ids: int64 `[stops]`, ids that end the text.
-        block_done: bool `[slots]`: no mask is left up to the end of the active block.
-    """
-    stops = torch.isin(slots.canvas, stop_ids) & slots.decoded()
-    ended = block_done & ends_row(slots.block == slots.last_block, stops, spec.eos_policy)
-    return ended | (slots.canvas != slots.mask_id).all(dim=1)
+def is_finished(slots: Slots, spec: SamplerSpec, stop_ids: Tensor) -> Tensor:
+    """Rows that need no further step: bool `[slots]`, asked after a commit and before the rows move on."""
+    masked = slots.canvas == slots.mask_id
+    stop = torch.isin(slots.canvas, stop_ids)
+    ended = ends_row(stop, masked, slots.active(), slots.block == slots.last_block, spec.eos_policy)
+    return ended | ~masked.any(dim=1)

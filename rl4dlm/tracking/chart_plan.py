@@ -53,6 +53,7 @@ _COMPLETIONS = (
 _TIME = (
     Chart("Seconds per update, by phase", (r"timing_s/(?!total$|step$)[^/]+",), stacked=True),
     Chart("Sampled tokens per second", ("rollout/tokens_per_s",)),
+    Chart("Tokens learned per second", ("sft/tokens_per_s",)),
 )
 _SECTIONS = (("Learning", _LEARNING), ("Update", _UPDATE), ("Completions", _COMPLETIONS), ("Time", _TIME))
 

@@ -1,4 +1,4 @@
-"""A picture file of its own: lines on logarithmic axes in panels, with one legend. Numbers in, SVG out."""
+"""A picture file of its own: lines in panels, on logarithmic or linear axes. Numbers in, SVG out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl4dlm.tracking.charts import text
+from rl4dlm.tracking.charts import text, ticks
 
 _COLOURS = ("#2f6fde", "#e07b19", "#1f9d73", "#c2417c", "#7a5cd6", "#00869c", "#9a7b00", "#5b636d")
 _DASHES = ("", "5 3", "2 2")
@@ -18,15 +18,16 @@ _LEGEND_COLUMNS, _LEGEND_LINE = 4, 17
 
 @dataclass(frozen=True)
 class Line:
-    """A named curve; points that are not positive have no place on a logarithmic axis and are left out."""
+    """A named curve."""
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
 
-    def points(self) -> list[tuple[float, float]]:
-        """Those that can be drawn."""
-        return [(x, y) for x, y in zip(self.x, self.y, strict=True) if x > 0 and y > 0 and math.isfinite(y)]
+    def points(self, scale: str = "log") -> list[tuple[float, float]]:
+        """Those that can be drawn; what is not positive has no place on a logarithmic axis."""
+        points = zip(self.x, self.y, strict=True)
+        return [(x, y) for x, y in points if math.isfinite(y) and (scale == "linear" or min(x, y) > 0)]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Panel:
 
     title: str
     lines: tuple[Line, ...]
+    scale: str = "log"
+    """Of both axes: `log` or `linear`."""
+    axis: str | None = None
+    """What x counts; None: what `draw` is told for all."""
 
 
 def draw(panels: Sequence[Panel], *, axis: str) -> str:
@@ -50,7 +55,7 @@ def draw(panels: Sequence[Panel], *, axis: str) -> str:
     parts = []
     for index, panel in enumerate(panels):
         place = f"{_WIDTH * (index % _COLUMNS)} {_HEIGHT * (index // _COLUMNS)}"
-        parts.append(f'<g transform="translate({place})">{_panel(panel, names, axis)}</g>')
+        parts.append(f'<g transform="translate({place})">{_panel(panel, names, panel.axis or axis)}</g>')
     parts.append(f'<g transform="translate(0 {_HEIGHT * rows})">{_legend(names)}</g>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
@@ -60,33 +65,46 @@ def draw(panels: Sequence[Panel], *, axis: str) -> str:
 
 
 def _panel(panel: Panel, names: Sequence[str], axis: str) -> str:
-    points = [point for line in panel.lines for point in line.points()] or [(1.0, 1.0)]
-    x_low, x_high = _span([x for x, _ in points])
-    y_low, y_high = _span([y for _, y in points])
+    scale = panel.scale
+    points = [point for line in panel.lines for point in line.points(scale)] or [(1.0, 1.0)]
+    x_low, x_high = _span([x for x, _ in points], scale)
+    y_low, y_high = _span([y for _, y in points], scale)
+    measure = math.log if scale == "log" else float
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (math.log(x) - math.log(x_low)) / (math.log(x_high) - math.log(x_low))
-        up = (math.log(y) - math.log(y_low)) / (math.log(y_high) - math.log(y_low))
+        across = (measure(x) - measure(x_low)) / (measure(x_high) - measure(x_low))
+        up = (measure(y) - measure(y_low)) / (measure(y_high) - measure(y_low))
         return (
             _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
             _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM),
         )
 
     parts = [f'<text x="{_LEFT}" y="18" font-weight="600" font-size="13">{text(panel.title)}</text>']
-    for value in round_values(y_low, y_high):
+    rows = round_values(y_low, y_high) if scale == "log" else _inside(ticks(y_low, y_high), y_low, y_high)
+    for value in rows:
         y = place(x_low, value)[1]
         parts.append(f'<path stroke="#e2e6ea" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
         parts.append(_label(f"{value:g}", _LEFT - 6, y + 3.5, "end"))
-    for value in sorted({x for x, _ in points}):
+    columns = (
+        sorted({x for x, _ in points}) if scale == "log" else _inside(ticks(x_low, x_high), x_low, x_high)
+    )
+    for value in columns:
         parts.append(_label(f"{value:g}", place(value, y_low)[0], _HEIGHT - _BOTTOM + 14, "middle"))
     parts.append(_label(axis, (_WIDTH + _LEFT - _RIGHT) / 2, _HEIGHT - 6, "middle"))
     for line in panel.lines:
-        parts.append(_curve([place(x, y) for x, y in line.points()], _style(names.index(line.name))))
+        parts.append(_curve([place(x, y) for x, y in line.points(scale)], _style(names.index(line.name))))
     return "".join(parts)
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """The ends of a logarithmic axis with a margin of 6 %."""
+def _inside(values: Sequence[float], low: float, high: float) -> list[float]:
+    return [value for value in values if low <= value <= high]
+
+
+def _span(values: Sequence[float], scale: str) -> tuple[float, float]:
+    """The ends of an axis with a margin of 6 %."""
+    if scale == "linear":
+        margin = 0.06 * (max(values) - min(values)) or 0.5
+        return min(values) - margin, max(values) + margin
     low, high = math.log(min(values)), math.log(max(values))
     margin = 0.06 * (high - low) or 0.5
     return math.exp(low - margin), math.exp(high + margin)

@@ -20,6 +20,10 @@ METHODS: dict[str, str] = {
     "tracerl": "tracerl:TraceRL",
     "mdpo": "mdpo:MDPO",
     "unigrpo": "unigrpo:UniGRPO",
+    "spg": "spg:SPG",
+    "vrpo": "vrpo:VRPO",
+    "wd1": "wd1:WD1",
+    "wd1pp": "wd1pp:WD1Plus",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
 
@@ -50,4 +54,9 @@ def make_trainer(recipe: Recipe, spec: DenoiserSpec) -> Trainer:
 
 def setting_of(recipe: Recipe, spec: DenoiserSpec) -> Setting:
     """What methods know of a run."""
-    return Setting(temperature=recipe.rollout.temperature, spec=spec, seed=recipe.run.seed)
+    return Setting(
+        temperature=recipe.rollout.temperature,
+        spec=spec,
+        seed=recipe.run.seed,
+        block_length=recipe.rollout.block_length,
+    )

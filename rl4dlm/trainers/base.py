@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from rl4dlm.types import Denoiser, DenoiserSpec, RolloutGroup, Scores, TrainBatch
+from rl4dlm.types import Denoiser, DenoiserSpec, Pair, RolloutGroup, Scores, TrainBatch
 
 Metrics = dict[str, float]
 """Scalars by name. Values are already divided by global counts, so adding them over micro-batches and ranks
@@ -35,6 +35,8 @@ class Setting:
     """Of the model: attention and block length decide how states become inputs."""
     seed: int = 0
     """Of the run."""
+    block_length: int | None = None
+    """Of the rollouts: tokens that the sampler fills together; None: the whole canvas."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Trainer(Protocol):
     """Partial decodes of every rollout must be scored too (see `partial_decodes`)."""
     needs_predictions: bool
     """Rollouts must hold what the sampler predicted at every step (`Trace.predictions`)."""
+    offline: bool
+    """Batches are recorded pairs (see `prepare_pairs`): nothing is sampled or scored for an update."""
 
     @property
     def replay(self) -> Replay | None:
@@ -117,6 +121,12 @@ class Trainer(Protocol):
         Args:
             step_rewards: per rollout the rewards of its `partial_decodes`; NaN where the reward failed.
         """
+        ...
+
+    def prepare_pairs(
+        self, pairs: Sequence[Pair], *, policy_version: int, seed: int
+    ) -> tuple[TrainBatch | None, Metrics]:
+        """Recorded pairs -> what an update needs; only where `offline`. None where there are no pairs."""
         ...
 
     def minibatches(self, batch: TrainBatch, inner: int, num_minibatches: int) -> list[np.ndarray]:

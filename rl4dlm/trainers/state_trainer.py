@@ -20,7 +20,7 @@ from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.likelihood.packing import action_mask
 from rl4dlm.likelihood.states import States, block_of_positions, sequence_tokens, state_logp
 from rl4dlm.trainers.base import Metrics, MicroBatch, Replay, Setting, StepSize
-from rl4dlm.types import STOP_ABORTED, Denoiser, Rollout, RolloutGroup, Scores, TrainBatch, flatten
+from rl4dlm.types import STOP_ABORTED, Denoiser, Pair, Rollout, RolloutGroup, Scores, TrainBatch, flatten
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Rows:
     stands_for: Tensor
     """`[rows, completion]`: how many actions each of them stands for; 0 elsewhere."""
     states: States
-    """The states of this pass; `row` counts the rows of the micro-batch."""
+    """Those that the estimate is made of: all of the rows', or this pass's where the loss is a sum over
+    states; `row` counts the rows of the micro-batch."""
     extra: Mapping[str, Tensor]
     """The batch's `extra` for these rows."""
 
@@ -51,6 +52,7 @@ class StateTrainer:
 
     needs_old = True
     scores_steps = False
+    offline = False
     separable = False
     """The loss is a sum over the targets of single states: a row may be split without knowing the rest."""
     temperature = 1.0
@@ -180,6 +182,12 @@ class StateTrainer:
         )
         return batch, metrics | {"advantage/abs_mean": float(np.abs(advantage).mean(dtype=np.float64))} | more
 
+    def prepare_pairs(
+        self, pairs: Sequence[Pair], *, policy_version: int, seed: int
+    ) -> tuple[TrainBatch | None, Metrics]:
+        """See `Trainer.prepare_pairs`: methods that compare rollouts have no use for them."""
+        raise NotImplementedError
+
     def minibatches(self, batch: TrainBatch, inner: int, num_minibatches: int) -> list[np.ndarray]:
         """Whole groups in an order of their own for each pass; rows without loss are counted in."""
         seed = derive_seed(int(batch.seed[0]), "minibatches", inner)
@@ -280,7 +288,7 @@ class StateTrainer:
             loss_mask=torch.from_numpy(batch.loss_mask[index]).to(value.device),
             live=(stands_for > 0).to(value.device),
             stands_for=stands_for.to(value),
-            states=states,
+            states=judged,
             extra={name: _tensor(values[index], value) for name, values in batch.extra.items()},
         )
 

@@ -15,7 +15,7 @@ FLOORS = [
     {"data", "models", "rollout", "reward", "tracking"},
     {"trainers", "preflight", "voice", "prompt_filter", "export", "benchmarks", "lm_eval_bridge"},
     {"workers", "cost", "score"},
-    {"evaluate", "dry_run", "doctor", "estimate"},
+    {"evaluate", "dry_run", "doctor", "estimate", "plain"},
     {"train", "finetune", "standalone", "suite"},
     {"cli"},
 ]

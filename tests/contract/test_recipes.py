@@ -20,12 +20,17 @@ TINY = [name for name in RECIPES if load_recipe(name).model.init is not None]
 LARGE = [name for name in RECIPES if name not in TINY]
 LARGE_GDPO = [name for name in LARGE if name.startswith("gdpo/llada")]
 
-# What `--dry-run` prints: 96 completions x 128 steps, then completions x states x passes.
 ON_CPU = ["cluster.gpus_per_trainer=0", "cluster.gpus_per_rollout_worker=0", "eval.num_prompts=4"]
 ROWS = {
     "gsm8k": {"question": "Ann has 2 apples and buys {}. How many?", "answer": "2 + {0} = 2+{0}\n#### 7"},
     "countdown": {"input": "3,{},7", "output": "12"},
     "math": {"problem": "Ann has 2 apples and buys {}. How many?", "answer": "7"},
+    "pairs": {
+        "prompt": "Ann has 2 apples and buys {}. How many?",
+        "chosen": "<answer>7</answer>",
+        "rejected": "<answer>8</answer>",
+        "answer": "7",
+    },
     "sudoku": {"Puzzle": "3102200002100320", "Solution": "3142243142131324"},
 }
 
@@ -144,6 +149,12 @@ FORWARDS = {
     # 96 x 1 state x 12 passes, 8 for Countdown.
     **dict.fromkeys((f"diffu_grpo/llada_{task}" for task in ROWS), ("12,288", "1,152", "1,152")),
     "diffu_grpo/llada_countdown": ("12,288", "768", "768"),
+    # 96 completions x 2 states x 4 passes, 96 x 1 x 8, and 64 x 8 steps; no ratios, so no old values.
+    "spg/llada_gsm8k": ("12,288", "0", "768"),
+    "wd1/llada_gsm8k": ("12,288", "0", "768"),
+    "wd1pp/llada_gsm8k": ("8,192", "0", "512"),
+    # 64 recorded pairs x 2 x 8 states: nothing is sampled.
+    "vrpo/llada_pairs": ("0", "0", "1,024"),
     # 96 x 4 states x 8 passes.
     "espo/llada_gsm8k": ("12,288", "3,072", "3,072"),
     # 160 completions x 256 steps; 160 x 3 views x 2 passes.
@@ -208,7 +219,7 @@ def data_overrides(name: str, folder: Path) -> Iterator[str]:
     """A small local file with the columns that a recipe expects, for training and evaluation."""
     row = ROWS[Path(name).name.rpartition("_")[2]]
     path = folder / "rows.jsonl"
-    rows = [{key: value.replace("{}", str(i)) for key, value in row.items()} for i in range(30)]
+    rows = [{key: value.replace("{}", str(i)) for key, value in row.items()} for i in range(100)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     yield f"data.train={path}"
     yield "data.subset=null"
@@ -227,7 +238,8 @@ def test_a_large_recipe_passes_a_dry_run_on_a_tiny_model_and_a_few_rows(name, tm
     printed = " ".join(dry_run_output(recipe).split())
     assert "chat template is applied" in printed and "loaded and tried on two samples" in printed
     sample, old, learn = FORWARDS[name]
-    assert f"rollout {sample}, {'' if old == '0' else f'old {old},'}" in printed
+    assert (f"rollout {sample}," in printed) == (sample != "0")
+    assert (f"old {old}," in printed) == (old != "0")
     assert f"update (forward and backward) {learn}" in printed
 
 
@@ -238,7 +250,7 @@ def test_what_the_model_reads_holds_the_task_and_asks_for_the_tags_that_the_rewa
     recipe = of(name)
     row = ROWS[Path(name).name.rpartition("_")[2]]
     template = PromptTemplate.parse(recipe.data.prompt_template or "{prompt}")
-    prompt = row[recipe.data.prompt_column or "question"]
+    prompt = row[recipe.data.prompt_column or ("prompt" if "prompt" in row else "question")]
     text = template.fill({**row, "prompt": prompt}, "row 0")
     assert prompt in text and "{prompt}" not in text
     assert ("<answer>" in text and "</answer>" in text) or text.endswith(r"\boxed{}.")

@@ -16,8 +16,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plain import PlainEngine  # noqa: E402
-
 from rl4dlm.diffusion.seeds import derive_seed  # noqa: E402
 from rl4dlm.loss.reduce import merge_metrics  # noqa: E402
 from rl4dlm.models import (  # noqa: E402
@@ -29,6 +27,7 @@ from rl4dlm.models import (  # noqa: E402
     reference,
     trainable_state,
 )
+from rl4dlm.plain import PlainEngine  # noqa: E402
 from rl4dlm.recipe.algorithms import GDPOConfig  # noqa: E402
 from rl4dlm.recipe.sections import LoraSettings, ModelInit, TrainerConfig  # noqa: E402
 from rl4dlm.trainers import make_method  # noqa: E402

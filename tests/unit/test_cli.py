@@ -170,3 +170,14 @@ def test_sampling_may_be_greedy_and_repeats_itself(
     drawn = capsys.readouterr().out
     assert run_main(monkeypatch, *command, "-n", "3", *sets[2:], "--seed", "5") == 0
     assert capsys.readouterr().out == drawn and len(set(drawn.splitlines())) > 1
+
+
+def test_every_sampler_and_cache_is_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rl4dlm.decoding import STRATEGIES
+    from rl4dlm.rollout import CACHES
+
+    assert run_main(monkeypatch, "sample", "--list-samplers") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in (*STRATEGIES, *CACHES))

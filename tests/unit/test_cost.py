@@ -181,3 +181,17 @@ def test_fine_tuning_costs_what_its_passes_hold_and_no_rollouts() -> None:
     assert cost.forwards == {"update (forward and backward)": 64.0}
     sampled = load_recipe("sft/tiny_sort", [*overrides[:2], "trainer.bf16=true"])
     assert sft_cost_of(sampled, LLADA, 2048, 1024).rollout["weights"] == 2 * BYTES
+
+
+def test_a_method_without_ratios_computes_no_old_log_probabilities() -> None:
+    forwards = cost_of(of("algorithm={type: spg, num_iterations: 3}"), LLADA, 200).forwards
+    # 16 x 8 completions, two states, three passes.
+    assert (forwards["old"], forwards["update (forward and backward)"]) == (0, 768)
+
+
+def test_recorded_pairs_cost_no_rollouts() -> None:
+    settings = ("algorithm={type: vrpo, num_nodes: 4}", "data.task=null", "data.train=x")
+    cost = cost_of(of(*settings), LLADA, 200)
+    assert (cost.forwards["rollout"], cost.disk["rollouts"]) == (0, 0)
+    # 16 pairs of two completions, four states each.
+    assert cost.forwards["reference"] == cost.forwards["update (forward and backward)"] == 128

@@ -11,18 +11,12 @@ import pytest
 from tiny import tiny_denoiser, tiny_rollout
 
 from rl4dlm.decoding import SamplerSpec
-from rl4dlm.evaluate import (
-    evaluate,
-    group_rollouts,
-    is_correct,
-    make_requests,
-    score_steps,
-    verify_steps,
-    wilson_half_width,
-)
+from rl4dlm.evaluate import evaluate, verify_steps, wilson_half_width
 from rl4dlm.recipe import load_recipe
 from rl4dlm.recipe.sections import RewardConfig
+from rl4dlm.reward.judge import is_correct, score_steps
 from rl4dlm.rollout import Request
+from rl4dlm.rollout.groups import group_rollouts, make_requests
 from rl4dlm.types import Predictions, Prompt, Rollout, Scores
 
 NAN = float("nan")

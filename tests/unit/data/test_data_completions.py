@@ -202,6 +202,8 @@ def test_a_trace_is_the_whole_canvas_with_the_sampled_positions_steps(open_, tmp
     assert first.completion_ids.tolist() == [5, 7, 7, 7] and not first.ended
     assert first.step_map is not None and first.step_map.tolist() == [1, 0, -1, -1]
     assert second.step_map is not None and second.step_map.tolist() == [0, 1, 2, 3]
+    (measured,) = source.held_out()
+    assert measured.completion_ids.tolist() == [5, 7] and measured.ended and measured.step_map is None
 
 
 def test_only_rollouts_with_enough_reward_are_learned(open_, tmp_path):

@@ -100,6 +100,7 @@ def test_a_policy_that_nobody_registered_is_named() -> None:
         ({"remasking": "rcr", "rcr_update": "mean"}, "rcr_update = 'mean' is not known"),
         ({"remasking": "learned"}, "rollout.policy is not set"),
         ({"policy": "mine"}, "policy = mine is not read"),
+        ({"eos_policy": "accepted_eos", "remasking": "rcr"}, "may take back"),
         ({"early_commit": "prophet"}, "answer_region = None: prophet looks at the place"),
         ({"early_commit": "prophet", "answer_region": (4, 20)}, r"answer_region = \(4, 20\)"),
         ({"answer_region": (0, 4)}, "is read by rollout.early_commit = prophet only"),

@@ -53,6 +53,28 @@ def test_four_identical_positions_commit_other_tokens_than_the_top_at_the_known_
     assert abs(rate - non_top) < 5 * (non_top * (1 - non_top) / rows) ** 0.5
 
 
+@pytest.mark.parametrize("remasking", sorted(STRATEGIES))
+def test_a_sampler_says_whether_committed_tokens_follow_the_models_law(remasking: str) -> None:
+    # The same four positions: under the exact law .4 of all committed tokens are not the top one.
+    rows, sampler = 4_000, spec(remasking)
+    steps = torch.full((rows,), 4)
+    state = {
+        name: torch.zeros(rows, *shape, dtype=dtype)
+        for name, (shape, dtype) in sampler.strategy.state(sampler, 3).items()
+    }
+    more = {"num_steps": steps, "block_steps": steps, "block_step": torch.zeros_like(steps)}
+    step = replace(
+        one_step(torch.tensor([0.6, 0.3, 0.1]).log().repeat(4, 1), rows=rows),
+        block_length=steps,
+        state=state,
+        **more,
+    )
+    token = decide(sampler, step).token
+    rate = (token != 0).double().mean().item()
+    exact = abs(rate - 0.4) < 5 * (0.24 / len(token)) ** 0.5
+    assert exact == sampler.strategy.exact_law
+
+
 def test_keeping_the_more_confident_of_two_draws_raises_the_top_token() -> None:
     # p = (.6, .4): the .6-token is kept unless both draws are the other one, 1 - .16 (specs: decoding 3.4).
     rows = 20_000

@@ -127,8 +127,9 @@ MISTAKES = [
         "unknown key trainer.lr.\nFix: lr is verl's name; here it is trainer.learning_rate.",
     ),
     (
-        {"rollout__p_mask_prompt": 0.15},
-        "unknown key rollout.p_mask_prompt.\nFix: remove d1's p_mask_prompt: GDPO never masks the prompt.",
+        {"rollout__use_vllm": True},
+        "unknown key rollout.use_vllm.\n"
+        "Fix: remove TRL's use_vllm: completions are denoised, by rollout.engine.",
     ),
 ]
 

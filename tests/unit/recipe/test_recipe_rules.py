@@ -173,6 +173,13 @@ BROKEN = [
         "algorithm.accuracy_range",
         "lower end first",
     ),
+    (
+        "a_block_is_chosen_where_scores_are_restricted_to_it",
+        ["algorithm={type: spg, restrict_to_block: true, mask_scheme: random}"],
+        "algorithm.restrict_to_block",
+        "block_random",
+    ),
+    ("recorded_pairs_are_somewhere", ["algorithm={type: vrpo}"], "algorithm.pairs", "pairs: online"),
     ("warmup_ends", ["trainer.warmup_steps=120"], "trainer.warmup_steps", "a tenth"),
 ]
 

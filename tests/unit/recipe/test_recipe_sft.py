@@ -19,6 +19,14 @@ BROKEN = [
     ("one_model_source", ["model.path=here"], "model.path", "exactly one"),
     ("one_data_source", ["data.train=rows.jsonl"], "data.task", "exactly one"),
     ("char_tokenizer_has_characters", DATASET, "model.init.tokenizer.type", "byte_bpe"),
+    ("a_model_from_scratch_is_as_long_as_it_is_made", ["model.max_length=9"], "model.max_length", "init.max"),
+    ("quantised_weights_stay_as_they_are", ["model.quantization=4bit"], "model.quantization", "trainer.lora"),
+    (
+        "experts_can_be_chosen",
+        ["model.family=llada_moe", "model.init.num_experts_per_tok=99"],
+        "num_experts_per_tok = 99",
+        "or less",
+    ),
     ("blocks_fit_the_family", ["model.family=sdar"], "model.block_length", "published: 4"),
     (
         "lengths_fit_the_model",
@@ -31,6 +39,7 @@ BROKEN = [
     ("a_worker_uses_one_gpu", ["cluster.gpus_per_trainer=8"], "cluster.gpus_per_trainer = 8", "set it to 1"),
     ("warmup_ends", ["trainer.warmup_steps=400"], "trainer.warmup_steps", "a tenth"),
     ("sampling_fits", ["rollout.block_length=3"], "rollout.block_length", "1 or 2 or 4"),
+    ("sampling_fits", ["rollout.threshold=0.5"], "rollout.threshold = 0.5", "remove it"),
     ("sampling_fits", ["reward.reward_weights=[1, 2]"], "reward.reward_weights", "one weight per"),
     ("steps_have_rows", ["cluster.num_trainers=129"], "cluster.num_trainers", "128 ranks or less"),
     ("steps_have_rows", ["trainer.num_minibatches=2"], "trainer.num_minibatches", "sft.batch_size"),

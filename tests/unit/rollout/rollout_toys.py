@@ -41,6 +41,7 @@ class Transformer(nn.Module):
         block_length: int | None = None,
         width: int = 16,
         num_layers: int = 2,
+        shift: bool = False,
         scale: float = 1.5,
     ) -> None:
         super().__init__()
@@ -52,6 +53,7 @@ class Transformer(nn.Module):
             )
 
         self.heed_mask, self.width, self.block_length = heed_mask, width, block_length
+        self.shift = shift
         self.tokens, self.positions = table(VOCAB, width), table(SPEC.max_length, width)
         self.layers = nn.ParameterList([table(5, width, width, scale=width**-0.5) for _ in range(num_layers)])
         self.head = table(width, VOCAB, scale=scale)
@@ -92,7 +94,15 @@ class Transformer(nn.Module):
             x = x + attention.masked_fill(hidden, float("-inf")).softmax(-1) @ values
             x = x / x.norm(dim=-1, keepdim=True) * self.width**0.5
             x = x + (x @ up).relu() @ down
-        return x / x.norm(dim=-1, keepdim=True)
+        x = x / x.norm(dim=-1, keepdim=True)
+        return self.row_before(x, layout.position) if self.shift else x
+
+    @staticmethod
+    def row_before(x: Tensor, position: Tensor) -> Tensor:
+        """As Dream: the row of the token before, where the input holds it."""
+        follows = torch.zeros_like(position, dtype=torch.bool)
+        follows[:, 1:] = position[:, 1:] == position[:, :-1] + 1
+        return torch.where(follows[..., None], x.roll(1, dims=1), x)
 
 
 class Table(nn.Module):
@@ -109,12 +119,14 @@ class Table(nn.Module):
 
 
 def transformer(dtype: torch.dtype = torch.float64, **kwargs: Any) -> Denoiser:
-    return Denoiser(Transformer(dtype, **kwargs), SPEC)
+    spec = replace(SPEC, logit_shift=int(kwargs.get("shift", False)))
+    return Denoiser(Transformer(dtype, **kwargs), spec)
 
 
 def block_causal(block_length: int, dtype: torch.dtype = torch.float64, **kwargs: Any) -> Denoiser:
     """Blocks at multiples of their length from the first real token on; a token sees no later block."""
-    spec = replace(SPEC, attention="block_causal", block_length=block_length)
+    shift = int(kwargs.get("shift", False))
+    spec = replace(SPEC, attention="block_causal", block_length=block_length, logit_shift=shift)
     return Denoiser(Transformer(dtype, block_length=block_length, **kwargs), spec)
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rollout_toys import assert_same, block_causal, requests, transformer
 
-from rl4dlm.decoding import SamplerSpec
+from rl4dlm.decoding import SamplerSpec, register_policy
 from rl4dlm.errors import RecipeError
 from rl4dlm.rollout import CACHES, Engine, Request
 from rl4dlm.rollout.caches import pad_columns, size_classes
@@ -53,6 +55,39 @@ def test_block_keys_change_no_sample_of_a_block_causal_model(changes: dict, slot
     # Prompts of several lengths, in pairs that share one; refilled slots; blocks cut by prompt and canvas.
     denoiser, wanted = block_causal(4), requests(12)
     spec = replace(SPEC, **changes)
+    cached = sample(denoiser, replace(spec, cache="block"), wanted, slots)
+    assert_same_samples(cached, sample(denoiser, spec, wanted, slots))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    remasking=st.sampled_from(["low_confidence", "random", "top_dynamic", "learned", "ccd_ds"]),
+    layout=st.sampled_from([(12, 4, 12), (12, 12, 5), (8, 2, 8), (16, 8, 4)]),
+    enlarged=st.booleans(),
+    eos_policy=st.sampled_from(["none", "block_eos", "accepted_eos"]),
+    prompt_lens=st.lists(st.integers(0, 11), min_size=1, max_size=6),
+    slots=st.integers(1, 5),
+)
+def test_block_keys_change_no_sample_whatever_the_rows(
+    remasking: str,
+    layout: tuple[int, int, int],
+    enlarged: bool,
+    eos_policy: str,
+    prompt_lens: list[int],
+    slots: int,
+) -> None:
+    gen_len, block_length, steps = layout
+    register_policy("surest", lambda features: 8 * features.confidence - 2)
+    extra = {"policy": "surest"} if remasking == "learned" else {}
+    extra |= {"threshold": 0.4} if remasking == "top_dynamic" else {}
+    spec = SamplerSpec(gen_len, block_length, steps, 0.8, remasking, eos_policy=eos_policy, **extra)
+    denoiser = block_causal(block_length // 2 if enlarged else block_length)
+    # Two requests per prompt, so that prompts are shared among new rows and with rows under way.
+    wanted = [
+        replace(request, seed=request.seed + copy)
+        for request in requests(len(prompt_lens), prompt_lens=tuple(prompt_lens))
+        for copy in range(2)
+    ]
     cached = sample(denoiser, replace(spec, cache="block"), wanted, slots)
     assert_same_samples(cached, sample(denoiser, spec, wanted, slots))
 
@@ -104,6 +139,21 @@ def test_with_one_layer_every_cache_is_exact(cache: str) -> None:
     denoiser, wanted = transformer(num_layers=1), requests(9)
     spec = replace(SPEC, block_length=8, remasking="random", eos_policy="block_eos")
     assert_same_samples(sample(denoiser, replace(spec, cache=cache), wanted), sample(denoiser, spec, wanted))
+
+
+@pytest.mark.parametrize("cache", FULL)
+def test_with_one_layer_every_cache_is_exact_for_shifted_logits(cache: str) -> None:
+    # The first token of a window is read off the row before it, which the window must hold (specs: X28).
+    denoiser, wanted = transformer(num_layers=1, shift=True), requests(9)
+    spec = replace(SPEC, block_length=8, remasking="random", eos_policy="block_eos")
+    assert_same_samples(sample(denoiser, replace(spec, cache=cache), wanted), sample(denoiser, spec, wanted))
+
+
+def test_block_keys_are_exact_for_shifted_logits() -> None:
+    denoiser, wanted = block_causal(4, shift=True), requests(8)
+    assert_same_samples(
+        sample(denoiser, replace(SPEC, cache="block"), wanted), sample(denoiser, SPEC, wanted)
+    )
 
 
 @pytest.mark.parametrize("cache", FULL)

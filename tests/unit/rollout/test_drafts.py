@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rollout_toys import assert_same, block_causal, requests, transformer
 
 from rl4dlm.decoding import SamplerSpec
@@ -76,3 +78,34 @@ def test_a_round_runs_true_and_guessed_states_in_one_forward() -> None:
     assert len(rows) == max(rollout.num_forwards for rollout in rollouts)
     assert rows[0] == 3 and max(rows) <= 12
     assert sum(rollout.token_forwards for rollout in rollouts) >= sum(rows) * 16
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    remasking=st.sampled_from(STATIC),
+    layout=st.sampled_from([(12, 4, 12), (12, 12, 5), (8, 2, 8), (16, 8, 4)]),
+    model=st.sampled_from(["full", "causal", "enlarged"]),
+    eos_policy=st.sampled_from(["none", "block_eos", "accepted_eos"]),
+    prompt_lens=st.lists(st.integers(0, 11), min_size=1, max_size=6),
+    slots=st.integers(1, 4),
+    draft_steps=st.integers(1, 7),
+)
+def test_drafts_change_no_sample_whatever_the_rows(
+    remasking: str,
+    layout: tuple[int, int, int],
+    model: str,
+    eos_policy: str,
+    prompt_lens: list[int],
+    slots: int,
+    draft_steps: int,
+) -> None:
+    gen_len, block_length, steps = layout
+    made_for = {"full": None, "causal": block_length, "enlarged": block_length // 2}[model]
+    denoiser = transformer() if made_for is None else block_causal(made_for)
+    spec = SamplerSpec(gen_len, block_length, steps, 0.8, remasking, eos_policy=eos_policy)
+    wanted = requests(len(prompt_lens), prompt_lens=tuple(prompt_lens))
+    drafted, static = (
+        Engine(denoiser, replace(spec, draft_steps=number), slots).generate(wanted, policy_version=0)
+        for number in (draft_steps, 0)
+    )
+    assert_same(costless(drafted), costless(static))

@@ -143,10 +143,13 @@ def test_counters_and_provenance_are_recorded() -> None:
         assert (rollout.policy_version, rollout.spec_hash) == (3, SAMPLER.hash())
 
 
-def test_block_eos_changes_nothing_up_to_the_first_stop_id_and_saves_steps() -> None:
+@pytest.mark.parametrize("policy", ["block_eos", "block_all_eos", "accepted_eos"])
+def test_stopping_changes_nothing_up_to_the_first_stop_id_and_saves_steps(policy: str) -> None:
     denoiser, wanted = transformer(), requests(30)
-    stopping = sample(denoiser, SAMPLER, wanted, slots=8)
-    whole = sample(denoiser, replace(SAMPLER, eos_policy="none"), wanted, slots=8)
+    spec = replace(SAMPLER, steps=16, eos_policy=policy)
+    stopping = sample(denoiser, spec, wanted, slots=8)
+    whole = sample(denoiser, replace(spec, eos_policy="none"), wanted, slots=8)
+    assert_same(stopping, generate_reference(denoiser, spec, wanted, policy_version=3))
     early = 0
     for short, full in zip(stopping, whole, strict=True):
         length = short.completion_len
@@ -156,9 +159,20 @@ def test_block_eos_changes_nothing_up_to_the_first_stop_id_and_saves_steps() -> 
         for name in ("step_map", "rank", "kind", "rollout_logp", "score"):
             ours, theirs = getattr(short.trace, name), getattr(full.trace, name)
             np.testing.assert_array_equal(ours[:length], theirs[:length])
-        assert full.num_steps == 8
-        early += short.num_steps < 8
-    assert early > 5
+        check_trace(short, MASK)
+        assert full.num_steps == 16
+        early += short.num_steps < 16
+    assert early > 5 or policy == "block_all_eos"
+
+
+def test_accepted_end_of_text_saves_the_rest_of_its_block() -> None:
+    wanted = requests(30)
+    spec = replace(SAMPLER, steps=16, remasking="ar")
+    by_block = sample(transformer(), spec, wanted, slots=8)
+    accepted = sample(transformer(), replace(spec, eos_policy="accepted_eos"), wanted, slots=8)
+    # From left to right a row ends with the very token that ends its text.
+    assert [r.num_steps for r in accepted] == [r.completion_len for r in accepted]
+    assert sum(r.num_steps for r in accepted) < sum(r.num_steps for r in by_block)
 
 
 def test_an_early_end_is_filled_with_end_of_text_after_the_finished_block() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rollout_toys import MASK, assert_same, block_causal, requests, transformer
 
 from rl4dlm.decoding import STRATEGIES, PolicyFeatures, SamplerSpec, register_policy
@@ -28,6 +30,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "dynamic": [{"threshold": 0.35}],
     "threshold": [{"threshold": 0.3}],
     "factor": [{"factor": 1.7}],
+    "top_dynamic": [{"threshold": 0.35}],
+    "top_threshold": [{"threshold": 0.3}],
+    "top_factor": [{"factor": 1.7}],
     "entropy_bound": [{"entropy_budget": 2.0}],
     "entropy_bound_cumsum": [{"entropy_budget": 3.5}],
     "entropy_threshold": [{"entropy_budget": 1.4}],
@@ -70,7 +75,7 @@ def sample(denoiser: Denoiser, spec: SamplerSpec, wanted: list[Request], slots: 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @BY_NAME
 def test_the_engine_equals_the_plain_loop(name: str, extra: dict, temperature: float) -> None:
-    denoiser, wanted = transformer(), requests(7)
+    denoiser, wanted = transformer(), requests(5)
     spec = sampler(name, extra, temperature=temperature, record_predictions=True)
     ours, plain = sample(denoiser, spec, wanted), generate_reference(denoiser, spec, wanted, policy_version=3)
     assert_same(ours, plain)
@@ -96,7 +101,7 @@ def test_blocks_of_a_block_causal_model_begin_where_the_prompt_leaves_them(name:
 def test_recording_predictions_changes_no_token_and_shows_every_masked_position(
     name: str, extra: dict
 ) -> None:
-    denoiser, wanted = transformer(), requests(6)
+    denoiser, wanted = transformer(), requests(3)
     # An early commit writes the likeliest tokens, which are the predictions of greedy decoding.
     spec = sampler(name, extra, temperature=0.0 if "early_commit" in extra else 0.8)
     plain = sample(denoiser, spec, wanted)
@@ -122,7 +127,7 @@ def test_the_trainers_replay_of_every_step_gives_the_samplers_log_probabilities(
     denoiser = transformer(torch.float32)
     if "cfg_scale" in extra:
         pytest.skip("guided samples are off the model's own law: the replay gap shows it")
-    for rollout in sample(denoiser, sampler(name, extra), requests(4)):
+    for rollout in sample(denoiser, sampler(name, extra), requests(2)):
         tokens = 0
         for step in range(rollout.num_steps):
             now, recorded = replay_logp(denoiser, [rollout], [step], 0.8)
@@ -133,10 +138,49 @@ def test_the_trainers_replay_of_every_step_gives_the_samplers_log_probabilities(
 
 @BY_NAME
 def test_a_rollout_does_not_depend_on_its_neighbours(name: str, extra: dict) -> None:
-    denoiser, wanted = transformer(), requests(8)
+    denoiser, wanted = transformer(), requests(5)
     spec = sampler(name, extra, record_predictions=True)
     together = sample(denoiser, spec, wanted, slots=3)
     assert_same(together, [sample(denoiser, spec, [request])[0] for request in wanted])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    case=st.sampled_from(CASES),
+    layout=st.sampled_from([(12, 4, 6), (12, 12, 5), (8, 2, 8), (6, 6, 6), (16, 8, 2)]),
+    model=st.sampled_from(["full", "causal", "enlarged"]),
+    eos_policy=st.sampled_from(["none", "block_eos", "block_all_eos", "accepted_eos"]),
+    prompt_lens=st.lists(st.integers(0, 11), min_size=1, max_size=4),
+    slots=st.integers(1, 4),
+    temperature=st.sampled_from([0.0, 0.6, 1.3]),
+    record=st.booleans(),
+)
+def test_engine_and_plain_loop_agree_wherever_a_sampler_can_be_built(
+    case: tuple[str, dict],
+    layout: tuple[int, int, int],
+    model: str,
+    eos_policy: str,
+    prompt_lens: list[int],
+    slots: int,
+    temperature: float,
+    record: bool,
+) -> None:
+    (name, extra), (gen_len, block_length, steps) = case, layout
+    if "answer_region" in extra:
+        extra = extra | {"answer_region": (1, 4)}
+    if eos_policy == "accepted_eos" and STRATEGIES[name].revises:
+        eos_policy = "block_eos"
+    spec = SamplerSpec(gen_len, block_length, steps, temperature, name, eos_policy=eos_policy, **extra)
+    spec = replace(spec, record_predictions=record)
+    made_for = {"full": None, "causal": block_length, "enlarged": block_length // 2}[model]
+    denoiser = transformer() if made_for is None else block_causal(made_for)
+    wanted = requests(len(prompt_lens), prompt_lens=tuple(prompt_lens))
+    ours = sample(denoiser, spec, wanted, slots)
+    assert_same(ours, generate_reference(denoiser, spec, wanted, policy_version=3))
+    for rollout in ours:
+        check_trace(rollout, MASK)
+        assert MASK not in rollout.completion_ids
+        assert rollout.num_steps <= gen_len
 
 
 def test_block_lengths_and_steps_of_one_batch_may_differ_by_request() -> None:

@@ -369,26 +369,22 @@ def test_fill_after_a_given_trace_is_hidden_and_no_target():
 # --- Next token ---
 
 
-class NextToken(torch.nn.Module):
-    """Row i scores token i and counts what its layout shows of the tokens before i: a shifted model."""
-
-    def forward(self, input_ids, attention_mask=None, select=None, labels=None, temperature=1.0, layout=None):
-        visible = layout.visible().double()
-        before = torch.tril(torch.ones(input_ids.shape[1], input_ids.shape[1]), diagonal=-1).double()
-        seen = (visible * before) @ torch.nn.functional.one_hot(input_ids, 5).double()
-        return (seen + 1).log_softmax(-1)[select].gather(1, labels[select][:, None])[:, 0]
-
-
-def test_next_token_prediction_scores_every_token_once_given_those_before_it():
-    model = Denoiser(NextToken(), SPEC)
-    made = one_row([2, 2, 0], ARObjective(), prompt=[2])
-    # Counts before each token: (0 0 1), (0 0 2), (0 0 3) of five ids, logits count + 1.
-    expected = 0.0
-    for count, token in ((1, 2), (2, 2), (3, 0)):
-        logits = torch.tensor([1.0, 1, 1 + count, 1, 1])
-        expected -= logits.log_softmax(0)[token].item()
-    assert row_nll(model, made, [0]).item() == pytest.approx(expected, abs=1e-6)
-    assert made.tokens(0) == 4
+def test_next_token_prediction_scores_every_token_given_those_before_it():
+    """Dream, whose output predicts the next position: each token from a forward over what precedes it."""
+    init = ModelInit(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, max_sequence_length=64)
+    model = denoiser(create(init, build_char_tokenizer("0123456789="), seed=3, family="dream"))
+    prompt, completion = [1, 2, 3], [4, 0, 7, 7]
+    exact = 0.0
+    for i in range(len(completion)):
+        ids = torch.tensor([[*prompt, *completion[:i], model.spec.mask_id]])  # what stands there is not seen
+        last = torch.zeros_like(ids, dtype=torch.bool)
+        last[0, -1] = True
+        label = torch.full_like(ids, completion[i])
+        layout = sequence_layout(torch.ones_like(last), 1)
+        exact -= model.token_logp(ids, None, last, label, layout=layout).item()
+    made = one_row(completion, ARObjective(), prompt=prompt)
+    assert row_nll(model, made, [0]).item() == pytest.approx(exact, abs=1e-4)
+    assert made.tokens(0) == 7
 
 
 # --- Micro-batches and ranks ---

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from plain import PlainEngine
 from tiny import TinyModel, tiny_denoiser, tiny_groups, tiny_scores
 
 from rl4dlm.loss.reduce import finish_metrics, merge_metrics
 from rl4dlm.loss.value import with_explained_variance
+from rl4dlm.plain import PlainEngine
 from rl4dlm.recipe.algorithms import TraceRLConfig, ValueConfig
 from rl4dlm.recipe.sections import TrainerConfig
 from rl4dlm.trainers.base import Setting

@@ -13,10 +13,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "loop"))
 
 import zero_rank  # noqa: E402
-from plain import PlainEngine  # noqa: E402
 
 from rl4dlm.errors import UpdateError  # noqa: E402
 from rl4dlm.models import build_char_tokenizer, create, denoiser  # noqa: E402
+from rl4dlm.plain import PlainEngine  # noqa: E402
 from rl4dlm.recipe.algorithms import GDPOConfig  # noqa: E402
 from rl4dlm.trainers import make_method  # noqa: E402
 from rl4dlm.workers.update import RankUpdate  # noqa: E402
