@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from family_toys import EOS, FAMILY_CASES, MASK, TEXT, make_family
+from peft import PeftModel
 from torch import Tensor
 
 from rl4dlm import models
@@ -259,3 +260,6 @@ def test_adapters_merge_into_the_weights_they_adapt(family, block_length, tmp_pa
     torch.testing.assert_close(merged, unmerged, rtol=0, atol=1e-5)
     with models.reference(adapted):
         assert torch.equal(adapted(ids, labels=labels), before)
+    stored = models.save_adapter(adapted, tmp_path / "adapter")
+    again = PeftModel.from_pretrained(make_family(family, block_length).module, str(stored))
+    assert torch.equal(again(ids, labels=labels), unmerged)
