@@ -529,7 +529,7 @@ def test_samples_that_cannot_be_drawn(model: Path, refused: Refused) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("trane",), ("train",), ("train", "--nope", "quickstart"), ("sample",)]
+    "arguments", [("trane",), ("train",), ("train", "--nope", "quickstart"), ("export",)]
 )
 def test_usage_errors_have_the_same_status(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
