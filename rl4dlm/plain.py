@@ -141,6 +141,9 @@ class PlainRun:
         requests = mix_block_lengths(requests, rollout.block_lengths, seed, "block_length", update)
         spec = SamplerSpec.from_config(rollout)
         spec = replace(spec, record_predictions=self.trainer.needs_predictions)
+        enlarged = self.recipe.algorithm.rollout_block_length(update)
+        if enlarged is not None:
+            spec = replace(spec, block_length=enlarged)
         return group_rollouts(prompts, self._generate(requests, spec))
 
     def _generate(self, requests: Sequence[Request], spec: SamplerSpec) -> list[Rollout]:

@@ -330,6 +330,9 @@ def _sample(run: Run, update: int) -> list[RolloutGroup]:
     requests = mix_block_lengths(requests, rollout.block_lengths, seed, "block_length", update)
     record = rollout.record_predictions or run.trainer.needs_predictions
     spec = replace(SamplerSpec.from_config(rollout), record_predictions=record)
+    enlarged = run.recipe.algorithm.rollout_block_length(update)
+    if enlarged is not None:
+        spec = replace(spec, block_length=enlarged)
     return group_rollouts(prompts, run.rollouts.generate(requests, spec, run.update))
 
 
@@ -362,7 +365,8 @@ def _sync(run: Run) -> dict[str, float]:
 def _replay_gap(run: Run, groups: list[RolloutGroup]) -> float:
     """Rollout against trainer, on one rollout of each of the first prompts."""
     probe = [group.rollouts[0] for group in groups[:_REPLAYED_ROLLOUTS]]
-    return run.policy.replay_gap(probe, run.recipe.rollout.temperature)
+    enlarged = run.recipe.algorithm.rollout_block_length(run.update + 1)
+    return run.policy.replay_gap(probe, run.recipe.rollout.temperature, enlarged)
 
 
 def _refuse_failing_rewards(run: Run, scores: Scores, update: int) -> None:

@@ -8,13 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl4dlm.diffusion.blocks import sequence_layout
 from rl4dlm.diffusion.replay import Commits, commits_of, state_before
 from rl4dlm.likelihood.packing import pack_rows
 from rl4dlm.types import Denoiser, Rollout
 
 
 def replay_logp(
-    denoiser: Denoiser, rollouts: Sequence[Rollout], steps: Sequence[int], temperature: float
+    denoiser: Denoiser,
+    rollouts: Sequence[Rollout],
+    steps: Sequence[int],
+    temperature: float,
+    block_length: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the tokens that one step of each rollout committed, beside what the sampler
     recorded.
@@ -26,6 +31,7 @@ def replay_logp(
         rollouts: with canvases of one length.
         steps: one step per rollout, from 0.
         temperature: the sampler's; 0 (greedy) is recorded at temperature 1.
+        block_length: of the sampler, where it enlarged a block-causal model's blocks; None: the model's own.
 
     Returns:
         float32 `[tokens]` twice, nats: now, and at commit time.
@@ -39,7 +45,11 @@ def replay_logp(
         device=denoiser.device,
     )
     select, labels = _targets(commits, rows.input_ids, rows.canvas_start)
-    now = denoiser.token_logp(rows.input_ids, rows.attention_mask, select, labels, temperature or 1.0)
+    real, layout = rows.attention_mask, None
+    if block_length is not None:
+        every = torch.ones_like(rows.input_ids, dtype=torch.bool) if real is None else real
+        real, layout = None, sequence_layout(every, block_length)
+    now = denoiser.token_logp(rows.input_ids, real, select, labels, temperature or 1.0, layout)
     recorded = np.concatenate([commit.logp for commit in commits])
     return now, torch.from_numpy(recorded).to(now.device)
 
@@ -55,7 +65,9 @@ def _targets(commits: Sequence[Commits], input_ids: Tensor, canvas_start: int) -
 
 
 @torch.no_grad()
-def replay_gap(denoiser: Denoiser, rollouts: Sequence[Rollout], temperature: float) -> tuple[float, int]:
+def replay_gap(
+    denoiser: Denoiser, rollouts: Sequence[Rollout], temperature: float, block_length: int | None = None
+) -> tuple[float, int]:
     """How far the trainer's log-probabilities are from the sampler's, on one recorded step of each rollout.
 
     The step is chosen by the rollout's seed. Zero up to rounding when both use the same weights and numerics.
@@ -64,5 +76,5 @@ def replay_gap(denoiser: Denoiser, rollouts: Sequence[Rollout], temperature: flo
         Sum of absolute differences in nats, and the number of tokens compared.
     """
     steps = [rollout.seed % max(1, rollout.num_steps) for rollout in rollouts]
-    now, recorded = replay_logp(denoiser, rollouts, steps, temperature)
+    now, recorded = replay_logp(denoiser, rollouts, steps, temperature, block_length)
     return float((now - recorded).abs().sum()), int(now.numel())

@@ -28,6 +28,10 @@ class AnyMethod(Config):
         """Rows of the batch that a prompt makes."""
         return rollout.num_generations
 
+    def rollout_block_length(self, update: int) -> int | None:
+        """Block length of the rollouts of update 1, 2, ...; None: the recipe's."""
+        return None
+
     @property
     def keeps_reference(self) -> bool:
         """Whether a frozen reference policy is needed."""
@@ -333,6 +337,20 @@ class ValueConfig(Config):
     """Shift and scale the token advantages of an update to mean 0 and standard deviation 1."""
 
 
+class BlockEnlargement(Config):
+    """A curriculum that takes a block-causal model to longer blocks: first trained with them on rollouts of
+    its own blocks, then on rollouts with longer blocks, too (TraceRL, arXiv:2509.06949: 4 to 8, after 60 of
+    100 updates)."""
+
+    block_length: int = Field(gt=0)
+    """Tokens of the longer blocks, a multiple of `rollout.block_length`; `rollout.diffusion_steps` must be
+    shared equally by their number, too."""
+
+    rollouts_after: int = Field(60, ge=0)
+    """Updates whose rollouts still have the model's own blocks. Evaluation has `rollout.block_length`
+    throughout; sample the result with `rollout.block_length` set to the longer one."""
+
+
 class TraceRLConfig(TokenLevel, Referenced):
     """TraceRL (arXiv:2509.06949): clipped token ratios along the trajectory that the sampler took."""
 
@@ -368,6 +386,9 @@ class TraceRLConfig(TokenLevel, Referenced):
     value: ValueConfig | None = None
     """Train a diffusion value model and use each token's own advantage; None: the completion's for all."""
 
+    enlarge: BlockEnlargement | None = None
+    """Take a block-causal model to longer blocks; None: its own."""
+
     process_chunk: int | None = Field(None, ge=1)
     """Score the text after every so many tokens and place each score where its chunk ended; needs `value`.
     None: one reward, at the end. Published: 200."""
@@ -377,9 +398,16 @@ class TraceRLConfig(TokenLevel, Referenced):
         """It is."""
         return True
 
+    def rollout_block_length(self, update: int) -> int | None:
+        """The longer one from its time on."""
+        later = self.enlarge is not None and update > self.enlarge.rollouts_after
+        return self.enlarge.block_length if later else None
+
     def states_per_completion(self, rollout: RolloutConfig) -> float:
-        """Shrunk steps; a doubled sequence holds one of every block, which only the model tells."""
-        return float(-(-rollout.diffusion_steps // self.shrink))
+        """Shrunk steps. A doubled sequence holds one of every block, so with the exact cache of block-causal
+        models (which tells that it is one) those of a block."""
+        blocks = rollout.max_completion_length // rollout.block_length if rollout.cache == "block" else 1
+        return float(-(-(rollout.diffusion_steps // blocks) // self.shrink))
 
 
 class ESPOConfig(Clipped, Referenced):

@@ -489,6 +489,41 @@ def a_ratio_against_the_rollout_is_corrected_already(recipe: Recipe) -> Iterator
 
 
 @rule
+def blocks_can_be_enlarged(recipe: Recipe) -> Iterator[Finding]:
+    enlarge, rollout = getattr(recipe.algorithm, "enlarge", None), recipe.rollout
+    if enlarge is None:
+        return
+    own, longer, key = rollout.block_length, enlarge.block_length, "algorithm.enlarge.block_length"
+    blocks = rollout.max_completion_length // longer
+    if longer % own or rollout.max_completion_length % longer or rollout.diffusion_steps % max(1, blocks):
+        yield (
+            key,
+            f"{key} = {longer} must be a multiple of rollout.block_length = {own}, divide "
+            f"rollout.max_completion_length = {rollout.max_completion_length}, and its blocks must share "
+            f"rollout.diffusion_steps = {rollout.diffusion_steps} equally",
+            f"use {2 * own}, with lengths and steps that are multiples of it",
+        )
+    if recipe.algorithm.importance_correction != "none":
+        yield (
+            "algorithm.importance_correction",
+            f"algorithm.importance_correction = {recipe.algorithm.importance_correction} replays rollouts "
+            "with the blocks that drew them, and algorithm.enlarge trains with others",
+            "set it to none",
+        )
+
+
+@rule
+def trajectories_are_kept(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.algorithm.scores_trajectories and recipe.rollout.remasking in ("rcr", "saber"):
+        yield (
+            "rollout.remasking",
+            f"rollout.remasking = {recipe.rollout.remasking} takes tokens back, and {recipe.algorithm.type} "
+            "scores each token in the one state that it was drawn in",
+            "use top_probability or low_confidence, or a method of predictions such as mdpo",
+        )
+
+
+@rule
 def ranges_are_ranges(recipe: Recipe) -> Iterator[Finding]:
     accuracy = getattr(recipe.algorithm, "accuracy_range", None)
     if accuracy is not None and accuracy[0] > accuracy[1]:

@@ -17,7 +17,7 @@ from rl4dlm.loss.value import clipped_value_error
 from rl4dlm.recipe.algorithms import TraceRLConfig, ValueConfig
 from rl4dlm.trainers.base import Metrics, MicroBatch, Replay, Setting, StepSize
 from rl4dlm.trainers.state_trainer import Rows, stack_metrics
-from rl4dlm.trainers.tracerl import TOKEN_REWARD
+from rl4dlm.trainers.tracerl import TOKEN_REWARD, enlarged, with_blocks
 from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
 from rl4dlm.types import Denoiser, TrainBatch
 
@@ -31,7 +31,7 @@ class TraceValue(TrajectoryTrainer):
     needs_old = False  # the clip is around values in the batch
 
     def __init__(self, config: TraceRLConfig, value: ValueConfig, setting: Setting | None = None) -> None:
-        super().__init__(config, setting, shrink=config.shrink)
+        super().__init__(config, enlarged(config, setting or Setting()), shrink=config.shrink)
         self.value = value
         self.num_iterations = value.num_iterations
         self.needs_reference = False
@@ -64,7 +64,8 @@ class TraceValue(TrajectoryTrainer):
         """Values at the targets, `[states, completion]`."""
         rows = list(micro.rows)
         prompts = [batch.prompt_ids[row] for row in rows]
-        return state_values(denoiser, prompts, batch.completion_ids[rows], states)
+        model = with_blocks(denoiser, self.setting.spec)
+        return state_values(model, prompts, batch.completion_ids[rows], states)
 
     def objective(
         self, value: Tensor, rows: Rows, old: Tensor | None, ref: Tensor | None, step: StepSize

@@ -21,12 +21,14 @@ from torch import Tensor
 from rl4dlm.advantage.gae import place_on_last_step
 from rl4dlm.advantage.group import group_means
 from rl4dlm.advantage.process import chunk_ends, compare_chunks, place_chunks
+from rl4dlm.errors import RecipeError
+from rl4dlm.likelihood.states import States, is_block_causal
 from rl4dlm.likelihood.trajectory import count_steps, shrink_steps
 from rl4dlm.recipe.algorithms import TraceRLConfig
-from rl4dlm.trainers.base import Metrics, Setting, StepSize
+from rl4dlm.trainers.base import Metrics, MicroBatch, Setting, StepSize
 from rl4dlm.trainers.state_trainer import Rows, sum_states
 from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
-from rl4dlm.types import Rollout, RolloutGroup, TrainBatch, flatten
+from rl4dlm.types import Denoiser, DenoiserSpec, Rollout, RolloutGroup, TrainBatch, flatten
 
 TOKEN_REWARD = "token_reward"
 """Name in `TrainBatch.extra` of the reward of each token, `[batch, completion]`, for the value model."""
@@ -39,10 +41,14 @@ class TraceRL(TrajectoryTrainer):
     """
 
     def __init__(self, config: TraceRLConfig, setting: Setting | None = None) -> None:
-        super().__init__(config, setting, shrink=config.shrink)
+        super().__init__(config, enlarged(config, setting or Setting()), shrink=config.shrink)
         self.scores_steps = config.process_chunk is not None
         if not config.tempered:
             self.temperature = 1.0
+
+    def score(self, denoiser: Denoiser, batch: TrainBatch, micro: MicroBatch, states: States) -> Tensor:
+        """See `StateTrainer.score`; under enlargement with the longer blocks."""
+        return super().score(with_blocks(denoiser, self.setting.spec), batch, micro, states)
 
     def keep(self, reward: np.ndarray, group: np.ndarray) -> np.ndarray:
         """Groups that are neither too hard nor too easy: mean reward within `accuracy_range`."""
@@ -136,3 +142,28 @@ class TraceRL(TrajectoryTrainer):
             else:
                 placed[row] = place_chunks(chunks[row], self._ends(rollout), steps, actions[row])
         return placed
+
+
+def enlarged(config: TraceRLConfig, setting: Setting) -> Setting:
+    """The setting with the longer blocks that `enlarge` trains with.
+
+    Raises:
+        RecipeError: the model has no blocks, or longer ones already.
+    """
+    if config.enlarge is None:
+        return setting
+    spec, longer = setting.spec, config.enlarge.block_length
+    if not is_block_causal(spec) or longer % (spec.block_length or 1):
+        own = f"blocks of {spec.block_length}" if is_block_causal(spec) else "no blocks (full attention)"
+        raise RecipeError(
+            f"algorithm.enlarge.block_length = {longer}: the model has {own}.\n"
+            "Fix: use a multiple of a block-causal model's block length, or leave algorithm.enlarge out."
+        )
+    return replace(setting, spec=replace(spec, block_length=longer))
+
+
+def with_blocks(denoiser: Denoiser, spec: DenoiserSpec) -> Denoiser:
+    """The model read with the block length of `spec`: states say who attends to whom."""
+    if denoiser.spec.block_length == spec.block_length:
+        return denoiser
+    return replace(denoiser, spec=replace(denoiser.spec, block_length=spec.block_length))

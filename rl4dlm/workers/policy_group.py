@@ -72,10 +72,13 @@ class PolicyGroup:
         parts = self._all("held_out", "the held-out likelihood", self._bound, ray.put(batch))
         return np.sum(parts, axis=0)
 
-    def replay_gap(self, rollouts: Sequence[Rollout], temperature: float) -> float:
+    def replay_gap(
+        self, rollouts: Sequence[Rollout], temperature: float, block_length: int | None = None
+    ) -> float:
         """Mean |log-prob of the trainer - log-prob that the sampler recorded| over some recorded tokens,
         nats."""
-        total, count = self._all("replay_gap", "replay check", self._bound, list(rollouts), temperature)[0]
+        arguments = (list(rollouts), temperature, block_length)
+        total, count = self._all("replay_gap", "replay check", self._bound, *arguments)[0]
         return total / max(1, count)
 
     def publish(self, version: int) -> Manifest:

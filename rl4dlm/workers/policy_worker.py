@@ -206,11 +206,13 @@ class _PolicyWorker:
         """Negative log-likelihood estimates of held-out rows, see `RankSFT.held_out`."""
         return self._sft.held_out(batch)
 
-    def replay_gap(self, rollouts: list[Rollout], temperature: float) -> tuple[float, int]:
+    def replay_gap(
+        self, rollouts: list[Rollout], temperature: float, block_length: int | None = None
+    ) -> tuple[float, int]:
         """Sum over tokens of |log-prob now - log-prob at commit| on recorded steps, and the number of
         tokens."""
         self._engine.eval()
-        return replay_gap(self._denoiser, rollouts, temperature)
+        return replay_gap(self._denoiser, rollouts, temperature, block_length)
 
     def publish(self, version: int) -> Manifest | None:
         """Put the current weights (under LoRA the adapters) into the object store; rank 0 returns the

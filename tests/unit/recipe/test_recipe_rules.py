@@ -162,6 +162,26 @@ BROKEN = [
     ),
     ("clip_range_is_a_range", ["algorithm.epsilon=1"], "algorithm.epsilon", "below 1"),
     (
+        "blocks_can_be_enlarged",
+        ["algorithm={type: tracerl, enlarge: {block_length: 3}}"],
+        "algorithm.enlarge.block_length = 3",
+        "use 16",
+    ),
+    (
+        "blocks_can_be_enlarged",
+        [
+            "algorithm={type: tracerl, enlarge: {block_length: 8}, importance_correction: truncated}",
+        ],
+        "algorithm.importance_correction",
+        "set it to none",
+    ),
+    (
+        "trajectories_are_kept",
+        ["algorithm={type: tracerl}", "rollout.remasking=rcr"],
+        "rollout.remasking = rcr",
+        "top_probability",
+    ),
+    (
         "process_rewards_need_values",
         ["algorithm={type: tracerl, process_chunk: 4}"],
         "algorithm.process_chunk = 4",

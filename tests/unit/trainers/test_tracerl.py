@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny import conditional_table, tiny_denoiser, tiny_groups, tiny_rollout, tiny_scores
 
-from rl4dlm.recipe.algorithms import TraceRLConfig, ValueConfig
+from rl4dlm.errors import RecipeError
+from rl4dlm.recipe.algorithms import BlockEnlargement, TraceRLConfig, ValueConfig
 from rl4dlm.trainers.base import Setting
 from rl4dlm.trainers.diffu_grpo import DiffuGRPO
 from rl4dlm.trainers.trace_value import TraceValue
@@ -176,3 +177,28 @@ def test_the_value_models_states_are_the_policys():
     batch, _ = prepared(trainer)
     left, right = trainer.states(batch, range(12), 0), method.states(batch, range(12), 0)
     assert torch.equal(left.is_masked, right.is_masked) and torch.equal(left.target, right.target)
+
+
+def test_enlargement_trains_with_longer_blocks_on_rollouts_of_the_models_own() -> None:
+    denoiser, groups = tiny_denoiser(block_length=2), group_of([0, 1, 3, 2], [0, 1, 2, 3], prompt=(2,))
+    config = TraceRLConfig(enlarge=BlockEnlargement(block_length=4, rollouts_after=3))
+    trainer = TraceRL(config, setting(block_length=2))
+    batch, _ = prepared(trainer, groups, [1, 0])
+    # A prompt of one token: (prompt, y0, y1, y2), (y3) instead of (prompt, y0), (y1, y2), (y3).
+    assert batch.extra["block"][0].tolist() == [0, 0, 0, 1]
+    own = TraceRL(TraceRLConfig(), setting(block_length=2))
+    assert prepared(own, groups, [1, 0])[0].extra["block"][0].tolist() == [0, 1, 1, 2]
+    longer = tiny_denoiser(block_length=4)
+    found = estimate(trainer, denoiser, batch)
+    expected = estimate(TraceRL(TraceRLConfig(), setting(block_length=4)), longer, batch)
+    torch.testing.assert_close(found, expected)
+    assert (found - estimate(own, denoiser, batch)).abs().max() > 1e-3  # y0 sees y1 and y2
+    assert [config.rollout_block_length(update) for update in (3, 4)] == [None, 4]
+
+
+def test_a_model_without_blocks_cannot_be_enlarged() -> None:
+    config = TraceRLConfig(enlarge=BlockEnlargement(block_length=4))
+    with pytest.raises(RecipeError, match="no blocks"):
+        TraceRL(config, setting())
+    with pytest.raises(RecipeError, match="blocks of 3"):
+        TraceRL(config, setting(block_length=3))
