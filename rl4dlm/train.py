@@ -274,7 +274,7 @@ def _one_update(run: Run, update: int) -> None:
     run.update = update
     with clock("sync"):
         metrics |= _sync(run)
-    _write_rollouts(run, groups, scores, update)
+    _write_rollouts(run, groups, scores, step_rewards, update)
     metrics |= rollout_metrics(groups, scores, is_correct(scores, recipe.reward), clock["rollout"])
     metrics |= completion_health(groups, scores.reward)
     metrics |= {"rollout/restarts": float(run.rollouts.restarts), **clock.metrics()}
@@ -408,7 +408,13 @@ def _refuse_collapse(run: Run, metrics: Mapping[str, float], update: int) -> Non
     raise CollapseError(collapse_message(alarm, update, run.folder.root, step))
 
 
-def _write_rollouts(run: Run, groups: list[RolloutGroup], scores: Scores, update: int) -> None:
+def _write_rollouts(
+    run: Run,
+    groups: list[RolloutGroup],
+    scores: Scores,
+    step_rewards: list[np.ndarray] | None,
+    update: int,
+) -> None:
     every = run.recipe.tracking.rollouts_every
     if every and update % every == 0:
         rollout = run.recipe.rollout
@@ -418,6 +424,7 @@ def _write_rollouts(run: Run, groups: list[RolloutGroup], scores: Scores, update
             update=update,
             record_states=rollout.record_states,
             record_predictions=rollout.record_predictions,
+            step_rewards=None if step_rewards is None else run.trainer.rewards_by_step(groups, step_rewards),
         )
         with storage(f"{run.folder.rollouts} could not be written"):
             run.folder.rollouts.mkdir(exist_ok=True)

@@ -105,6 +105,13 @@ class Trainer(Protocol):
         wants besides the final one; only where `scores_steps`."""
         ...
 
+    def rewards_by_step(
+        self, groups: Sequence[RolloutGroup], step_rewards: Sequence[np.ndarray]
+    ) -> list[np.ndarray] | None:
+        """Rewards of partial decodes at their denoising steps, float32 `[num_steps]` per rollout, NaN where
+        none was asked for: for the record. None where the decodes are not of steps."""
+        ...
+
     def prepare(
         self,
         groups: Sequence[RolloutGroup],

@@ -88,6 +88,17 @@ class MDPO(TokenTrainer):
         }
         return arrays, _step_metrics(step_rewards, choice, visited)
 
+    def rewards_by_step(
+        self, groups: Sequence[RolloutGroup], step_rewards: Sequence[np.ndarray]
+    ) -> list[np.ndarray] | None:
+        """At the verified steps."""
+        by_step = []
+        for rollout, rewards in zip(flatten(groups), step_rewards, strict=True):
+            row: np.ndarray = np.full(rollout.num_steps, np.nan, dtype=np.float32)
+            row[self._rewarded(rollout)] = rewards
+            by_step.append(row)
+        return by_step
+
     def _rewarded(self, rollout: Rollout) -> np.ndarray:
         return rewarded_steps(rollout.num_steps, self.config.reward_stride)
 

@@ -140,6 +140,12 @@ class StateTrainer:
         """See `Trainer.partial_decodes`."""
         return [[] for _ in flatten(groups)]
 
+    def rewards_by_step(
+        self, groups: Sequence[RolloutGroup], step_rewards: Sequence[np.ndarray]
+    ) -> list[np.ndarray] | None:
+        """See `Trainer.rewards_by_step`."""
+        return None
+
     # --- What `Trainer` asks for. ---
 
     def prepare(

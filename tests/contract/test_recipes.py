@@ -111,7 +111,7 @@ def test_the_published_settings_of_gdpo_are_those_of_the_paper(name):
     assert recipe.cluster.num_trainers == 8
 
 
-@pytest.mark.parametrize("name", [name for name in LARGE if name.startswith("mdpo/")])
+@pytest.mark.parametrize("name", [name for name in LARGE if name.startswith("mdpo/llada")])
 def test_the_published_settings_of_mdpo_are_those_of_its_code(name):
     recipe = of(name)
     algorithm, rollout, trainer = recipe.algorithm, recipe.rollout, recipe.trainer
@@ -170,9 +170,11 @@ FORWARDS = {
     "just_grpo/llada_gsm8k": ("16,384", "0", "16,384"),
     # 128 x 128 steps; 128 x 8 chosen steps, with a reference and without old values.
     **dict.fromkeys(
-        (f"mdpo/{name}" for name in ("llada_math", "llada_gsm8k", "llada_countdown")),
+        (f"mdpo/{name}" for name in ("llada_math", "dream_math", "llada_countdown")),
         ("16,384", "0", "1,024"),
     ),
+    # 128 x 512 steps.
+    **dict.fromkeys(("mdpo/sdar_math", "mdpo/trado_math"), ("65,536", "0", "1,024")),
 }
 
 

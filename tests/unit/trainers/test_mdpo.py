@@ -309,3 +309,14 @@ def test_every_subset_of_revealed_tokens_is_a_state_of_its_own():
         rows = denoiser.logits(ids, None, ids == denoiser.spec.mask_id).log_softmax(-1)
         labels = torch.from_numpy(batch.extra["prediction"][0, 0]).long()[hidden]
         torch.testing.assert_close(logp[hidden], rows.gather(1, labels[:, None])[:, 0], atol=1e-12, rtol=0)
+
+
+def test_step_rewards_are_recorded_at_the_steps_that_were_verified():
+    trainer, groups = make(reward_stride=3), tiny_groups(num_groups=1, group_size=2)
+    rewards = random_rewards(trainer, groups)
+    for row, rollout, asked in zip(
+        trainer.rewards_by_step(groups, rewards), flatten(groups), rewards, strict=True
+    ):
+        steps = rewarded_steps(rollout.num_steps, 3)
+        assert row.shape == (rollout.num_steps,) and row[steps].tolist() == asked.tolist()
+        assert np.isnan(np.delete(row, steps)).all()

@@ -92,6 +92,27 @@ def test_the_doubled_layout_gives_the_sequential_conditionals_of_a_block_model()
         assert found[0, position].item() == pytest.approx(logp.item(), abs=1e-12)
 
 
+def test_the_doubled_layout_has_the_gradient_of_step_by_step_forwards() -> None:
+    denoiser, trainer = tiny_denoiser(block_length=2), TraceRL(TraceRLConfig(), setting(block_length=2))
+    batch, _ = prepared(trainer, group_of([0, 2, 1, 3], [0, 1, 2, 3], prompt=(2,)), [1, 0])
+    (micro,) = trainer.micro_batches(batch, [0], WHOLE)
+    trainer.estimate(denoiser, batch, micro, 0).sum().backward()
+    doubled = [p.grad.clone() for p in denoiser.model.parameters()]
+    denoiser.model.zero_grad()
+    mask, ids = denoiser.spec.mask_id, [2, 1, 0, 2, 0]
+    for position, state in {
+        0: [2, mask],
+        2: [2, 1, mask, mask],
+        1: [2, 1, mask, 2],
+        3: [*ids[:4], mask],
+    }.items():
+        tokens = torch.tensor([state])
+        logits = denoiser.logits(tokens, None, torch.ones_like(tokens, dtype=torch.bool))
+        logits.log_softmax(-1)[position + 1, ids[position + 1]].backward()
+    for left, right in zip(doubled, (p.grad for p in denoiser.model.parameters()), strict=True):
+        torch.testing.assert_close(left, right, atol=1e-12, rtol=0)
+
+
 def test_log_probabilities_are_taken_at_the_rollouts_temperature_unless_told_otherwise():
     denoiser, groups = tiny_denoiser(), group_of([0, 1, 2, 3], [0, 1, 2, 3])
     values = {}
