@@ -47,6 +47,11 @@ class Method(Config):
         """Whether rollouts must hold what the sampler predicted at every masked position of every step."""
         return False
 
+    @property
+    def freezes_model(self) -> bool:
+        """Whether the language model stays as it is, and the network that decides its decoding is trained."""
+        return False
+
 
 class Clipped(Method):
     """Methods with clipped ratios."""
@@ -462,6 +467,35 @@ class MDPOConfig(Corrected, Referenced):
         )
 
 
+class UnmaskingPolicyConfig(Clipped):
+    """Learning Unmasking Policies (arXiv:2512.09106): a small network learns which positions to commit, for
+    correct answers in few steps; the language model is frozen."""
+
+    type: Literal["unmasking_policy"] = "unmasking_policy"
+
+    alpha: float = Field(1.0, ge=0)
+    """Rewards are multiplied by (1 - steps / canvas length) ** alpha: the larger, the faster and the less
+    accurate. 0: speed earns nothing. Published: 10, 3, 1, 0.3, 0."""
+
+    tau: float = Field(1.0, gt=0)
+    """Divides the logits of a new network. Published: 0.5 for blocks of 32, 1 for a canvas of 256."""
+
+    initial_bias: float = -2.0
+    """Logit of committing a position before training; -2 is a probability of 0.12."""
+
+    completion_scope: Literal["canvas"] = "canvas"
+    """The actions are decisions about masked positions; there is nothing to choose."""
+
+    @property
+    def freezes_model(self) -> bool:
+        """It does."""
+        return True
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """None: the language model is not asked again."""
+        return 0.0
+
+
 AlgorithmConfig = Annotated[
     AGRPOConfig
     | CoupledGRPOConfig
@@ -472,6 +506,7 @@ AlgorithmConfig = Annotated[
     | MDPOConfig
     | TraceRLConfig
     | UniGRPOConfig
+    | UnmaskingPolicyConfig
     | PluginConfig,
     Field(discriminator="type"),
 ]

@@ -20,6 +20,7 @@ METHODS: dict[str, str] = {
     "tracerl": "tracerl:TraceRL",
     "mdpo": "mdpo:MDPO",
     "unigrpo": "unigrpo:UniGRPO",
+    "unmasking_policy": "unmasking_policy:UnmaskingPolicy",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
 
@@ -50,4 +51,5 @@ def make_trainer(recipe: Recipe, spec: DenoiserSpec) -> Trainer:
 
 def setting_of(recipe: Recipe, spec: DenoiserSpec) -> Setting:
     """What methods know of a run."""
-    return Setting(temperature=recipe.rollout.temperature, spec=spec, seed=recipe.run.seed)
+    rollout = recipe.rollout
+    return Setting(rollout.temperature, spec, recipe.run.seed, rollout.policy_sharpness)

@@ -35,6 +35,8 @@ class Setting:
     """Of the model: attention and block length decide how states become inputs."""
     seed: int = 0
     """Of the run."""
+    policy_sharpness: float = 1.0
+    """Of the rollouts: multiplies the logits of an unmasking policy."""
 
 
 @dataclass(frozen=True)
