@@ -283,8 +283,8 @@ class RolloutConfig(Config):
     largest or the smallest."""
 
     policy: str = ""
-    """The policy of `remasking: learned`: the folder `policy/` of a run of `unmasking_policy`, or a name under
-    which one is registered. `new`: an untrained network, for `unmasking_policy` alone."""
+    """The policy of `remasking: learned`: the folder `policy/` of a run of `unmasking_policy`, or a name
+    under which one is registered. `new`: an untrained network, for `unmasking_policy` alone."""
 
     policy_sharpness: float = Field(1.0, gt=0)
     """Multiplies the policy's logits (the paper's beta at test time): above 1 its decisions are surer, 1

@@ -154,8 +154,8 @@ class Constant(torch.nn.Module):
 
 
 def by_hand() -> list[Rollout]:
-    """Two completions of one group. First: two steps, drawn {0} of {0, 1, 2}, then nothing of {1, 2} and so on in
-    one step; second: one step that drew everything."""
+    """Two completions of one group: two steps, which drew {0} of {0, 1, 2} and nothing of {1, 2}; and one
+    step, which drew everything."""
     template = sample(Constant(0.0), replace(SPEC, gen_len=3, steps=3), number=4)[:2]
     slow = PolicyActions(
         ptr=np.array([0, 3, 5]),
@@ -183,8 +183,8 @@ def hand_batch(trainer: Any) -> TrainBatch:
 def test_the_first_gradient_is_the_mean_over_completions_of_the_mean_over_steps() -> None:
     trainer, policy = make(alpha=0.0), Constant(0.0)
     loss, gradient, metrics = step(trainer, policy, hand_batch(trainer))
-    # Ratios are 1: loss = -(1/2) (1/2 - 1/2) = 0. At logit 0 a drawn position has slope 1/2, another -1/2: steps
-    # -1/2 and -1 of the first, 3/2 of the second. -(1/2) [1/2 (-1/2 - 1)/2 - 1/2 (3/2)] = 9/16.
+    # Ratios are 1: loss = -(1/2) (1/2 - 1/2) = 0. At logit 0 a drawn position has slope 1/2, another -1/2:
+    # steps -1/2 and -1 of the first, 3/2 of the second. -(1/2) [1/2 (-1/2 - 1)/2 - 1/2 (3/2)] = 9/16.
     assert loss == pytest.approx(0.0, abs=1e-7) and metrics["ratio/mean"] == pytest.approx(1.0)
     assert gradient["logit"].item() == pytest.approx(9 / 16)
 
@@ -192,15 +192,14 @@ def test_the_first_gradient_is_the_mean_over_completions_of_the_mean_over_steps(
 def test_ratios_are_clipped_step_by_step() -> None:
     trainer = make(alpha=0.0, epsilon=0.2)
     loss, gradient, metrics = step(trainer, Constant(0.2), hand_batch(trainer), old=Constant(0.0))
-    # s = sigmoid(.2) = .549834, against 1/2: ratios s (1-s)^2 8 = .891392, (1-s)^2 4 = .810598, s^3 8 = 1.329797.
-    # Advantage 1/2 and ratios inside [.8, 1.2]: not clipped. Advantage -1/2 and ratio above: min takes the ratio.
-    # -(1/2) [ (.891392 + .810598)/2 * 1/2 - 1.329797/2 ] = .119700.
+    # s = sigmoid(.2) = .549834, against 1/2: ratios 8 s (1-s)^2 = .891392, 4 (1-s)^2 = .810598, 8 s^3 =
+    # 1.329797. Advantage 1/2 and ratios inside [.8, 1.2]: not clipped. Advantage -1/2 and a ratio above: the
+    # minimum takes the ratio. -(1/2) [ (.891392 + .810598)/2 * 1/2 - 1.329797/2 ] = .119700.
     assert loss == pytest.approx(0.119700, abs=2e-6)
-    assert metrics["clip_ratio/region_mean"] == 0 and metrics["ratio/max"] == pytest.approx(
-        1.329797, abs=2e-6
-    )
-    # At logit -1: s = .268941, ratios 1.149..., 2.137... (beyond 1.2: its gain stands still), .155... (below .8 with
-    # a negative advantage: likewise). Clipped share: (1/2) (1/2 + 1).
+    assert metrics["clip_ratio/region_mean"] == 0
+    assert metrics["ratio/max"] == pytest.approx(1.329797, abs=2e-6)
+    # At logit -1: s = .268941, ratios 1.149, 2.137 (beyond 1.2: its gain stands still), .155 (below .8 with a
+    # negative advantage: likewise). Clipped share: (1/2) (1/2 + 1).
     _, gradient, metrics = step(trainer, Constant(-1.0), hand_batch(trainer), old=Constant(0.0))
     assert metrics["clip_ratio/region_mean"] == pytest.approx(0.75)
     # Left: the first step, ratio r = 8 s (1-s)^2, slope r (1 - 3 s): -(1/2) (1/2) (1/2) r (1 - 3s).
@@ -239,12 +238,8 @@ def test_gradient_steps_make_the_rewarded_decisions_likelier() -> None:
 
     def gain() -> float:
         with torch.no_grad():
-            return float(
-                (
-                    trainer.estimate(as_denoiser(policy), batch, whole, 0).sum(1)
-                    * torch.tensor(batch.advantage)
-                ).sum()
-            )
+            value = trainer.estimate(as_denoiser(policy), batch, whole, 0).sum(1)
+            return float((value * torch.tensor(batch.advantage)).sum())
 
     before, optimizer = gain(), torch.optim.Adam(policy.parameters(), lr=1e-3)
     for _ in range(10):
