@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import launch
 import pyarrow.parquet as pq
 import pytest
@@ -46,7 +44,7 @@ def test_what_is_trained_saved_and_exported_is_the_network(run: RunFolder) -> No
     assert all(torch.equal(a, b) for a, b in zip(second.parameters(), exported.parameters(), strict=True))
 
 
-def test_the_trainer_agrees_with_what_the_sampler_recorded_before_and_after_the_resume(
+def test_the_trainer_agrees_with_the_sampler_before_and_after_the_resume(
     run: RunFolder,
 ) -> None:
     rows = launch.rows(run.root / "metrics.jsonl")
