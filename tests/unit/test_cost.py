@@ -181,3 +181,12 @@ def test_fine_tuning_costs_what_its_passes_hold_and_no_rollouts() -> None:
     assert cost.forwards == {"update (forward and backward)": 64.0}
     sampled = load_recipe("sft/tiny_sort", [*overrides[:2], "trainer.bf16=true"])
     assert sft_cost_of(sampled, LLADA, 2048, 1024).rollout["weights"] == 2 * BYTES
+
+
+def test_beside_a_frozen_model_a_rank_holds_the_unmasking_policy_alone() -> None:
+    policy = ("rollout.remasking=learned", "rollout.policy=new", "algorithm={type: unmasking_policy}")
+    cost, model = cost_of(of(*policy), LLADA, 200), cost_of(of(), LLADA, 200)
+    # 314,113 parameters in float32, and two moments of each, sharded by 8 ranks.
+    assert cost.trainer["weights"] == 4 * 314_113 and cost.trainer["optimizer"] == 8 * 314_113 / 8
+    assert cost.disk["exported model"] == 4 * 314_113
+    assert cost.rollout == model.rollout and cost.forwards["update (forward and backward)"] == 0
