@@ -115,12 +115,13 @@ def decisions(rollouts: Sequence[Rollout]) -> dict[str, np.ndarray]:
     """
     size = len(rollouts[0].completion_ids)
     shape = (len(rollouts), size, size)
-    decided, action = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    decided: np.ndarray = np.zeros(shape, dtype=bool)
+    action: np.ndarray = np.zeros(shape, dtype=bool)
     confidence: np.ndarray = np.zeros(shape, dtype=np.float32)
     for i, rollout in enumerate(rollouts):
         record = rollout.trace.actions
         assert record is not None, "an unmasking policy's rollouts hold its decisions"
-        step = np.repeat(np.arange(rollout.num_steps), np.diff(record.ptr))
+        step: np.ndarray = np.repeat(np.arange(rollout.num_steps), np.diff(record.ptr))
         decided[i, step, record.pos] = True
         confidence[i, step, record.pos] = record.confidence
         action[i, step, record.pos] = record.action.astype(bool)

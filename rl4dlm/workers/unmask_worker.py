@@ -39,6 +39,7 @@ def starting_net(recipe: AnyRecipe) -> UnmaskNetConfig:
 class _UnmaskWorker(_PolicyWorker):
     """As `_PolicyWorker`, for the network. A warm start trains the language model, as ever."""
 
+    _engine: Any
     _net: UnmaskNet | None = None
 
     def load(self, model_path: str, supervised: bool = False, weight_decay: float | None = None) -> int:

@@ -44,6 +44,12 @@ def test_before_training_positions_are_committed_with_the_bias_over_tau() -> Non
     assert logits.mean().item() == pytest.approx(-4.0, abs=0.5)
 
 
+def test_before_training_the_block_passes_its_input_on() -> None:
+    net, given = new_policy(UnmaskNetConfig(), 0), features()
+    seen = torch.stack([given.confidence, given.eligible.float()], dim=-1)
+    assert torch.equal(net(given), net.head(net.norm(net.inputs(seen))).squeeze(-1))
+
+
 def test_a_row_does_not_depend_on_other_rows() -> None:
     net, given = trained(), features()
     alone = net(PolicyFeatures(given.confidence[1:2], given.eligible[1:2], given.time[1:2]))
