@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rl4dlm.models import ModelFacts
+from rl4dlm.models import ModelFacts, UnmaskNet
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
 from rl4dlm.recipe.sections import RolloutConfig
 
@@ -34,12 +34,27 @@ def cost_of(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> Cost:
         facts: the model's sizes.
         prompt_tokens: tokens of a typical prompt.
     """
+    trained = _policy_facts(facts) if recipe.algorithm.freezes_model else facts
     return Cost(
-        trainer=_trainer_bytes(recipe, facts, prompt_tokens),
-        trainer_host=_optimizer_bytes(recipe, facts) if recipe.trainer.offload_optimizer else 0.0,
+        trainer=_trainer_bytes(recipe, trained, prompt_tokens),
+        trainer_host=_optimizer_bytes(recipe, trained) if recipe.trainer.offload_optimizer else 0.0,
         rollout=_rollout_bytes(recipe, facts, prompt_tokens),
-        disk=_disk_bytes(recipe, facts, prompt_tokens),
+        disk=_disk_bytes(recipe, trained, prompt_tokens),
         forwards=_forwards(recipe),
+    )
+
+
+def _policy_facts(model: ModelFacts) -> ModelFacts:
+    """The sizes of what is trained beside a frozen model."""
+    net = UnmaskNet()
+    return replace(
+        model,
+        num_parameters=sum(parameter.numel() for parameter in net.parameters()),
+        hidden_size=net.config.hidden,
+        mlp_size=net.config.mlp,
+        num_layers=1,
+        vocab_size=1,
+        num_quantisable=0,
     )
 
 

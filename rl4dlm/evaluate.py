@@ -109,6 +109,7 @@ def evaluate(
         "eval/greedy_accuracy_ci95": metrics["ci95"],
         "eval/greedy_reward": metrics["reward"],
         "eval/mean_length": metrics["length"],
+        "eval/nfe_per_sample": metrics["nfe"],
         "eval/num_prompts": float(len(prompts)),
         **{f"eval/{name}": value for name, value in metrics.items() if name.startswith("logged/")},
     }
@@ -144,6 +145,7 @@ def _one_pass(
         "ci95": wilson_half_width(float(correct.mean()), len(correct)),
         "pass": float(table.any(axis=1).mean()),
         "reward": float(finite.mean()) if len(finite) else math.nan,
+        "nfe": float(np.mean([r.num_forwards for g in groups for r in g.rollouts])),
         "length": float(np.mean([r.completion_len for g in groups for r in g.rollouts])),
         **{f"logged/{name}": value for name, value in scores.logged.items()},
     }

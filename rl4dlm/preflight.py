@@ -33,6 +33,7 @@ from rl4dlm.models import (
     encode,
     inspect,
     load_tokenizer,
+    open_policy,
     options_of,
     require_quantisable,
     save,
@@ -131,6 +132,8 @@ def preflight(recipe: Recipe) -> Preflight:
     model = _open_model(recipe)
     sampler = SamplerSpec.from_config(recipe.rollout)
     check_sampler(sampler, model.spec)
+    if recipe.rollout.policy:
+        open_policy(recipe.rollout.policy)
     find_engine(recipe.rollout.engine)
     prompts = open_prompts(
         recipe.data,

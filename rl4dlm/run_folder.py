@@ -75,6 +75,8 @@ class RunFolder:
         self.initial_model = root / "initial_model"
         self.warm_start = root / "warm_start"
         self.model = root / "model"
+        self.policy = root / "policy"
+        """The unmasking policy, where a method trains that and not the model."""
         self.rollouts = root / "rollouts"
         self.prompt_filter = root / "prompt_filter.jsonl"
         """A line per prompt that `data.over_denoising` tried."""

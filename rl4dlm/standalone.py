@@ -105,10 +105,12 @@ def sample_model(
     from rl4dlm.data import open_renderer
     from rl4dlm.decoding import SamplerSpec
     from rl4dlm.diffusion.seeds import derive_seed
-    from rl4dlm.models import denoiser, encode, load
+    from rl4dlm.models import denoiser, encode, load, open_policy
     from rl4dlm.rollout import Engine, Request
 
     rollout = _sampler_section(recipe, settings)
+    if rollout.policy:
+        open_policy(rollout.policy)
     loaded = load(path)
     renderer = open_renderer(DataConfig(train="--prompt"), loaded.tokenizer, "auto")
     text = renderer.text(prompt, {}, "--prompt")

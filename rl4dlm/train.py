@@ -470,11 +470,13 @@ def _rebuild(run: Run, reason: str) -> None:
 
 
 def _finish(run: Run) -> None:
-    """Export the model and show what the run did."""
-    run.voice.say("exporting the model")
-    if run.folder.model.exists():
-        shutil.rmtree(run.folder.model)  # of an earlier, shorter leg of this run
-    run.policy.export(run.folder.model)
+    """Export what was trained and show what the run did."""
+    frozen = run.recipe.algorithm.freezes_model
+    target = run.folder.policy if frozen else run.folder.model
+    run.voice.say(f"exporting the {target.name}")
+    if target.exists():
+        shutil.rmtree(target)  # of an earlier, shorter leg of this run
+    run.policy.export(target)
     run.tracker.finish(run.tracker.summary(places(run.folder)))
 
 

@@ -56,6 +56,7 @@ def places(folder: RunFolder) -> dict[str, Path]:
         "W&B": folder.root / "wandb",
         "checkpoints": folder.checkpoints,
         "model": folder.model,
+        "policy": folder.policy,
     }
     return {name: path for name, path in everything.items() if path.exists()}
 

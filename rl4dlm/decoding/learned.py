@@ -65,7 +65,8 @@ def find_policy(name: str) -> UnmaskPolicy:
         known = ", ".join(sorted(POLICIES)) or "none"
         raise RecipeError(
             f"rollout.policy = {name!r} is not registered (known: {known}).\n"
-            "Fix: call rl4dlm.decoding.register_policy(name, policy) where the engine runs."
+            "Fix: call rl4dlm.decoding.register_policy(name, policy) where the engine runs, or\n"
+            "rl4dlm.models.open_policy(name) for a folder."
         )
     return POLICIES[name]
 
@@ -95,7 +96,7 @@ def learned(spec: SamplerSpec, step: StepInput) -> Decision:
     confidence = torch.where(step.eligible, step.dense(sure), 0.0)
     time = step.step.float() / spec.gen_len
     features = PolicyFeatures(confidence, step.eligible, time)
-    logits = find_policy(spec.policy)(features)
+    logits = spec.policy_sharpness * find_policy(spec.policy)(features)
     number = step.dense(step.uniform(step.stream(ORDER_STREAM)))
     chance = torch.sigmoid(logits.double())
     action = step.eligible & (number < chance)
@@ -129,7 +130,7 @@ def learned(spec: SamplerSpec, step: StepInput) -> Decision:
 LEARNED = Strategy(
     learned,
     "a policy network decides which positions to commit (rollout.policy)",
-    settings=("policy",),
+    settings=("policy", "policy_sharpness"),
     exact_law=True,
     whole_canvas=True,
 )

@@ -78,6 +78,8 @@ class SamplerSpec:
     """FreeDave: steps that are guessed and verified in one forward; 0 is off. Changes no sample."""
     policy: str = ""
     """Name of the policy that `learned` asks, see `register_policy`."""
+    policy_sharpness: float = 1.0
+    """Multiplies its logits: above 1 decisions are surer."""
     cache: str = "none"
     """Name of a cache plan: a key of `CACHES` in `rl4dlm.rollout.caches`."""
     cache_refresh: int = 0
@@ -166,7 +168,10 @@ class SamplerSpec:
 
 
 # Settings that only some strategies read.
-_STRATEGY_SETTINGS = ("threshold", "factor", "entropy_budget", "order_temperature", "rcr_update", "policy")
+_STRATEGY_SETTINGS = (
+    *("threshold", "factor", "entropy_budget", "order_temperature", "rcr_update"),
+    *("policy", "policy_sharpness"),
+)
 # Settings that every strategy reads, and that are described where they are not at their defaults. A draft
 # changes no sample, so it is not among them.
 _EXTRAS = (
@@ -226,6 +231,7 @@ def check_choices(spec: SamplerSpec) -> None:
         ("entropy_budget", 0, math.inf, "0.35"),
         ("order_temperature", 0, math.inf, "0 to take the best positions"),
         ("cfg_scale", 0, math.inf, "0 for none"),
+        ("policy_sharpness", 0, math.inf, "1 to decide as in training, more to be surer"),
         ("draft_steps", 0, math.inf, "0 for none, 4 to 8 for drafts"),
         ("cache_refresh", 0, math.inf, "0 for none"),
     ):
@@ -277,7 +283,7 @@ def check_combinations(spec: SamplerSpec) -> None:
         (
             spec.remasking == "learned" and not spec.policy,
             "rollout.remasking = learned asks a policy, and rollout.policy is not set",
-            "name a registered policy",
+            "name a folder that holds one, or a registered policy",
         ),
         (
             spec.draft_steps > 0 and not spec.is_static,

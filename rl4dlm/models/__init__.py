@@ -36,6 +36,15 @@ from rl4dlm.models.lora import (
 from rl4dlm.models.quantise import require_quantisable
 from rl4dlm.models.saving import save
 from rl4dlm.models.tokenizers import CHAT_TEMPLATE, build_bpe_tokenizer, build_char_tokenizer, encode
+from rl4dlm.models.unmask_policy import (
+    UnmaskNet,
+    UnmaskNetConfig,
+    load_policy,
+    new_policy,
+    open_policy,
+    policy_net,
+    save_policy,
+)
 from rl4dlm.models.value_head import ValueModel, load_value_model
 
 __all__ = [
@@ -47,6 +56,8 @@ __all__ = [
     "LLaDAConfig",
     "LoadedModel",
     "ModelFacts",
+    "UnmaskNet",
+    "UnmaskNetConfig",
     "ValueModel",
     "add_lora",
     "build_bpe_tokenizer",
@@ -58,19 +69,24 @@ __all__ = [
     "has_adapters",
     "inspect",
     "load",
+    "load_policy",
     "load_tokenizer",
     "load_trainable_state",
     "load_value_model",
     "merge_into",
     "merged_state_dict",
     "model_card",
+    "new_policy",
+    "open_policy",
     "options_of",
     "parameter_count",
+    "policy_net",
     "push",
     "reference",
     "require_pushable",
     "require_quantisable",
     "save",
     "save_adapter",
+    "save_policy",
     "trainable_state",
 ]

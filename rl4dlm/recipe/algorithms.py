@@ -57,6 +57,11 @@ class AnyMethod(Config):
         """Whether an update samples completions and scores them."""
         return True
 
+    @property
+    def freezes_model(self) -> bool:
+        """Whether the language model stays as it is, and the network that decides its decoding is trained."""
+        return False
+
 
 class Method(AnyMethod):
     """Methods that compare the rewards of completions within their group."""
@@ -647,6 +652,35 @@ class MDPOConfig(Corrected, Referenced):
         )
 
 
+class UnmaskingPolicyConfig(Clipped):
+    """Learning Unmasking Policies (arXiv:2512.09106): a small network learns which positions to commit, for
+    correct answers in few steps; the language model is frozen."""
+
+    type: Literal["unmasking_policy"] = "unmasking_policy"
+
+    alpha: float = Field(1.0, ge=0)
+    """Rewards are multiplied by (1 - steps / canvas length) ** alpha: the larger, the faster and the less
+    accurate. 0: speed earns nothing. Published: 10, 3, 1, 0.3, 0."""
+
+    tau: float = Field(1.0, gt=0)
+    """Divides the logits of a new network. Published: 0.5 for blocks of 32, 1 for a canvas of 256."""
+
+    initial_bias: float = -2.0
+    """Logit of committing a position before training; -2 is a probability of 0.12."""
+
+    completion_scope: Literal["canvas"] = "canvas"
+    """The actions are decisions about masked positions; there is nothing to choose."""
+
+    @property
+    def freezes_model(self) -> bool:
+        """It does."""
+        return True
+
+    def states_per_completion(self, rollout: RolloutConfig) -> float:
+        """None: the language model is not asked again."""
+        return 0.0
+
+
 AlgorithmConfig = Annotated[
     AGRPOConfig
     | CoupledGRPOConfig
@@ -658,6 +692,7 @@ AlgorithmConfig = Annotated[
     | SPGConfig
     | TraceRLConfig
     | UniGRPOConfig
+    | UnmaskingPolicyConfig
     | VRPOConfig
     | WD1Config
     | WD1PlusConfig

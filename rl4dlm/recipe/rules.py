@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from rl4dlm.recipe.algorithms import UnmaskingPolicyConfig
+
 if TYPE_CHECKING:
     from rl4dlm.recipe import Recipe, SFTRecipe
 
@@ -72,7 +74,8 @@ def a_model_from_scratch_is_as_long_as_it_is_made(recipe: Recipe) -> Iterator[Fi
 @rule
 def quantised_weights_stay_as_they_are(recipe: Recipe) -> Iterator[Finding]:
     quantization = recipe.model.quantization
-    if quantization == "none":
+    frozen = getattr(recipe, "algorithm", None) is not None and recipe.algorithm.freezes_model
+    if quantization == "none" or frozen:
         return
     if recipe.trainer.lora is None:
         yield (
@@ -256,6 +259,7 @@ _READERS = {
     ),
     "rcr_update": ("rcr",),
     "policy": ("learned",),
+    "policy_sharpness": ("learned",),
 }
 
 
@@ -275,8 +279,8 @@ def sampler_settings_are_read(recipe: Recipe) -> Iterator[Finding]:
 @rule
 def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
     rollout = recipe.rollout
-    random_order = rollout.remasking in ("random", "dream_origin") or rollout.order_temperature > 0
-    if recipe.algorithm.samples_rollouts and rollout.temperature == 0 and not random_order:
+    chance = rollout.remasking in ("random", "dream_origin", "learned") or rollout.order_temperature > 0
+    if recipe.algorithm.samples_rollouts and rollout.temperature == 0 and not chance:
         yield (
             "rollout.temperature",
             "rollout.temperature = 0: all completions of a group are identical and every advantage is 0",
@@ -532,6 +536,66 @@ def ranges_are_ranges(recipe: Recipe) -> Iterator[Finding]:
             f"algorithm.accuracy_range = {list(accuracy)}: no mean reward lies in it",
             "give the lower end first, e.g. [0.2, 0.8]",
         )
+
+
+@rule
+def an_unmasking_policy_is_trained_alone(recipe: Recipe) -> Iterator[Finding]:
+    """Everything that only a trained language model, or only another sampler, would read."""
+    rollout, trainer, algorithm = recipe.rollout, recipe.trainer, recipe.algorithm
+    if not isinstance(algorithm, UnmaskingPolicyConfig):
+        if rollout.policy == "new":
+            yield (
+                "rollout.policy",
+                f"rollout.policy = new is an untrained network, which {algorithm.type} does not train",
+                "name the folder of a trained one, or use algorithm.type = unmasking_policy",
+            )
+        return
+    fresh = UnmaskingPolicyConfig()
+    changed = (algorithm.tau, algorithm.initial_bias) != (fresh.tau, fresh.initial_bias)
+    small = "unmasking_policy trains a network of 300 thousand parameters beside a frozen language model"
+    for wrong, key, problem, remedy in (
+        (
+            rollout.remasking != "learned" or not rollout.policy,
+            "rollout.remasking",
+            f"rollout.remasking = {rollout.remasking} with rollout.policy = {rollout.policy!r}: "
+            "unmasking_policy has no policy to train",
+            "set rollout.remasking to learned and rollout.policy to new",
+        ),
+        (
+            changed and rollout.policy != "new",
+            "rollout.policy",
+            "algorithm.tau and algorithm.initial_bias are for rollout.policy = new, and a trained network "
+            "brings its own",
+            "leave them out",
+        ),
+        (
+            rollout.early_commit != "none",
+            "rollout.early_commit",
+            f"rollout.early_commit = {rollout.early_commit} commits without asking the policy",
+            "set it to none",
+        ),
+        (
+            rollout.engine != "builtin",
+            "rollout.engine",
+            f"rollout.engine = {rollout.engine} records no decisions of a policy",
+            "set it to builtin",
+        ),
+        (trainer.lora is not None, "trainer.lora", f"trainer.lora is set: {small}", "leave it out"),
+        (
+            trainer.gradient_checkpointing,
+            "trainer.gradient_checkpointing",
+            f"trainer.gradient_checkpointing = true: {small}",
+            "set it to false",
+        ),
+        (
+            trainer.zero_stage == 3,
+            "trainer.zero_stage",
+            f"trainer.zero_stage = 3: {small}",
+            "use 0, 1 or 2",
+        ),
+    ):
+        if wrong:
+            yield key, problem, remedy
 
 
 @rule

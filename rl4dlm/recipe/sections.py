@@ -6,9 +6,10 @@ special values and what it must agree with; `rules.py` checks what ties sections
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Config(BaseModel):
@@ -286,7 +287,18 @@ class RolloutConfig(Config):
     largest or the smallest."""
 
     policy: str = ""
-    """Name under which the policy of `remasking: learned` is registered."""
+    """The policy of `remasking: learned`: the folder `policy/` of a run of `unmasking_policy`, or a name
+    under which one is registered. `new`: an untrained network, for `unmasking_policy` alone."""
+
+    policy_sharpness: float = Field(1.0, gt=0)
+    """Multiplies the policy's logits (the paper's beta at test time): above 1 its decisions are surer, 1
+    leaves them as they were trained."""
+
+    @field_validator("policy")
+    @classmethod
+    def _absolute(cls, policy: str) -> str:
+        """Folders by their absolute path: workers have working directories of their own."""
+        return str(Path(policy).expanduser().resolve()) if "/" in policy else policy
 
     early_commit: Literal["none", "prophet", "sched_linear", "sched_cosine", "sched_exp"] = "none"
     """Write all remaining tokens at once when the model has made up its mind: the mean gap of its two largest

@@ -430,7 +430,7 @@ def policy_choice(state: State, inside: range) -> Choice:
     eligible[0, masked] = True
     time = torch.tensor([state.step / state.spec.gen_len], device=sure.device)
     features = PolicyFeatures(torch.where(eligible, sure, 0.0), eligible, time)
-    logits = find_policy(state.spec.policy)(features)[0]
+    logits = state.spec.policy_sharpness * find_policy(state.spec.policy)(features)[0]
     number = state.uniform(state.step, ORDER_STREAM)
     action = [bool(number[position] < torch.sigmoid(logits[position].double())) for position in masked]
     scores = torch.sigmoid(logits.double()).float().cpu().numpy()

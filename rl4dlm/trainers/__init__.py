@@ -24,6 +24,7 @@ METHODS: dict[str, str] = {
     "vrpo": "vrpo:VRPO",
     "wd1": "wd1:WD1",
     "wd1pp": "wd1pp:WD1Plus",
+    "unmasking_policy": "unmasking_policy:UnmaskingPolicy",
 }
 """Where each method of `algorithm.type` lives: module in this package, and class."""
 
@@ -54,9 +55,11 @@ def make_trainer(recipe: Recipe, spec: DenoiserSpec) -> Trainer:
 
 def setting_of(recipe: Recipe, spec: DenoiserSpec) -> Setting:
     """What methods know of a run."""
+    rollout = recipe.rollout
     return Setting(
-        temperature=recipe.rollout.temperature,
+        temperature=rollout.temperature,
         spec=spec,
         seed=recipe.run.seed,
-        block_length=recipe.rollout.block_length,
+        block_length=rollout.block_length,
+        policy_sharpness=rollout.policy_sharpness,
     )

@@ -37,6 +37,8 @@ class Setting:
     """Of the run."""
     block_length: int | None = None
     """Of the rollouts: tokens that the sampler fills together; None: the whole canvas."""
+    policy_sharpness: float = 1.0
+    """Of the rollouts: multiplies the logits of an unmasking policy."""
 
 
 @dataclass(frozen=True)

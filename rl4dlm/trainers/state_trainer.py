@@ -132,6 +132,11 @@ class StateTrainer:
         prompts = [batch.prompt_ids[row] for row in rows]
         return state_logp(denoiser, prompts, batch.completion_ids[rows], states, self.temperature)
 
+    def state_tokens(self, batch: TrainBatch, row: int) -> int:
+        """Tokens of the input that one state of a row makes."""
+        completion = batch.completion_ids.shape[1]
+        return sequence_tokens(len(batch.prompt_ids[row]), completion, self.setting.spec)
+
     def has_loss(self, batch: TrainBatch) -> np.ndarray:
         """bool `[batch]`: rows that can move the weights. Without KL, a row with advantage 0 cannot."""
         return (batch.advantage != 0) | self.needs_reference
@@ -205,13 +210,8 @@ class StateTrainer:
         """Rows without loss are not run. A row whose states together exceed the budget is split over them."""
         counts = self.num_states(batch)
         run = self.has_loss(batch) & (counts > 0)
-        completion = batch.completion_ids.shape[1]
         work = [
-            (
-                sequence_tokens(len(batch.prompt_ids[row]), completion, self.setting.spec),
-                int(counts[row]),
-                row,
-            )
+            (self.state_tokens(batch, row), int(counts[row]), row)
             for row in (int(row) for row in rows)
             if run[row]
         ]

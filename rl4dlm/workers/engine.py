@@ -52,9 +52,10 @@ _MOST_BUCKET_ELEMENTS = 500_000_000
 def deepspeed_config(trainer: TrainerConfig, num_trainable: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a recipe; accumulation boundaries are ours (`engine.step()`).
 
-    Buckets are no larger than what is to be reduced: DeepSpeed allocates them whole.
+    Buckets are no larger than what is to be reduced, and even: DeepSpeed allocates them whole and refuses
+    odd ones.
     """
-    bucket = max(1, min(_MOST_BUCKET_ELEMENTS, num_trainable))
+    bucket = max(2, min(_MOST_BUCKET_ELEMENTS, num_trainable + num_trainable % 2))
     zero: dict[str, Any] = {
         "stage": trainer.zero_stage,
         "reduce_bucket_size": bucket,

@@ -19,6 +19,7 @@ from rl4dlm.trainers.sft import SFTBatch
 from rl4dlm.types import Rollout, TrainBatch
 from rl4dlm.workers.placement import Say, Seat, wait_all, worker_environment
 from rl4dlm.workers.policy_worker import PolicyWorker
+from rl4dlm.workers.unmask_worker import UnmaskWorker, freezes_model
 from rl4dlm.workers.weight_sync import Manifest
 
 
@@ -32,8 +33,9 @@ class PolicyGroup:
     def __init__(self, recipe: AnyRecipe, seats: Sequence[Seat], say: Say) -> None:
         self._recipe, self._say = recipe, say
         environment = {"env_vars": worker_environment(recipe.cluster.threads_per_worker)}
+        kind = UnmaskWorker if freezes_model(recipe) else PolicyWorker
         self.ranks = [
-            PolicyWorker.options(**seat.options(), runtime_env=environment).remote(recipe, rank)
+            kind.options(**seat.options(), runtime_env=environment).remote(recipe, rank)
             for rank, seat in enumerate(seats)
         ]
 

@@ -10,11 +10,12 @@ import torch
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import SyncError
-from rl4dlm.models import add_lora, denoiser, load, options_of, trainable_state
+from rl4dlm.models import add_lora, denoiser, load, open_policy, options_of, trainable_state
 from rl4dlm.recipe import AnyRecipe
 from rl4dlm.rollout import Request
 from rl4dlm.rollout.external import Versioned, find_engine, make_engine
 from rl4dlm.types import Rollout
+from rl4dlm.workers.unmask_worker import freezes_model, starting_net
 from rl4dlm.workers.weight_sync import Manifest, combine, load_into
 
 
@@ -38,12 +39,24 @@ class _RolloutWorker:
             module = add_lora(module, recipe.trainer.lora, loaded.family, seed=recipe.run.seed)
         module.eval()
         self._lora = recipe.trainer.lora is not None
-        self._module = module
+        self._module: Any = module
         self._denoiser = denoiser(loaded, model=module, device=self._device)
+        self._open_policy(recipe)
         self._slots = recipe.rollout.slots
         factory = find_engine(recipe.rollout.engine)
         self._external = None if factory is None else Versioned(factory())
         self._version: int | None = None
+
+    def _open_policy(self, recipe: AnyRecipe) -> None:
+        """Make the sampler's policy known, where it has one; where the language model is frozen, weights that
+        are synced are the policy's."""
+        name = recipe.rollout.policy
+        if not name:
+            return
+        start, seed = starting_net(recipe), recipe.run.seed
+        policy = open_policy(name, device=self._device, start=start, seed=seed)
+        if freezes_model(recipe):
+            self._module = policy
 
     def ready(self) -> str:
         """Answers once the model is loaded: the node it runs on."""

@@ -195,3 +195,12 @@ def test_recorded_pairs_cost_no_rollouts() -> None:
     assert (cost.forwards["rollout"], cost.disk["rollouts"]) == (0, 0)
     # 16 pairs of two completions, four states each.
     assert cost.forwards["reference"] == cost.forwards["update (forward and backward)"] == 128
+
+
+def test_beside_a_frozen_model_a_rank_holds_the_unmasking_policy_alone() -> None:
+    policy = ("rollout.remasking=learned", "rollout.policy=new", "algorithm={type: unmasking_policy}")
+    cost, model = cost_of(of(*policy), LLADA, 200), cost_of(of(), LLADA, 200)
+    # 314,113 parameters in float32, and two moments of each, sharded by 8 ranks.
+    assert cost.trainer["weights"] == 4 * 314_113 and cost.trainer["optimizer"] == 8 * 314_113 / 8
+    assert cost.disk["exported model"] == 4 * 314_113
+    assert cost.rollout == model.rollout and cost.forwards["update (forward and backward)"] == 0

@@ -150,6 +150,7 @@ def test_an_evaluation_is_greedy_accuracy_and_pass_at_k_with_the_settings_beside
             "eval/greedy_accuracy_ci95": wilson_half_width(0.5, 4),
             "eval/greedy_reward": 0.75,  # of the three that are known: (1 + 1 + 0.25) / 3
             "eval/mean_length": 2,
+            "eval/nfe_per_sample": 2,
             "eval/num_prompts": 4,
             "eval/avg@4": 5 / 16,
             "eval/pass@4": 2 / 4,

@@ -75,7 +75,8 @@ def test_the_resolved_copy_of_a_shipped_recipe_reads_back_equal(name: str, tmp_p
     dump_resolved(recipe, tmp_path / "recipe.yaml")
 
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
-    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["cluster"]["placement"] == "colocated"
+    placement = yaml.safe_load((tmp_path / "recipe.yaml").read_text())["cluster"]["placement"]
+    assert placement == recipe.cluster.placement
 
 
 TEXTS = [

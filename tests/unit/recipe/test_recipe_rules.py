@@ -10,6 +10,8 @@ from rl4dlm.recipe.rules import RULES, divisors_near
 
 DATASET = ["data.task=null", "data.train=rows.jsonl"]
 NO_WARM_START = "warm_start=null"
+UNMASKING = "algorithm={type: unmasking_policy}"
+LEARNED = ("rollout.remasking=learned", "rollout.policy=new")
 
 # Rule, overrides of the quick start that break it, the key named, and something of the remedy.
 BROKEN = [
@@ -112,6 +114,45 @@ BROKEN = [
     ),
     ("groups_have_company", ["rollout.num_generations=1"], "rollout.num_generations", "at least 2"),
     ("something_to_explore", ["rollout.temperature=0"], "rollout.temperature", "0.6 to 1.0"),
+    (
+        "an_unmasking_policy_is_trained_alone",
+        ["rollout.remasking=learned", "rollout.policy=new"],
+        "rollout.policy",
+        "algorithm.type = unmasking_policy",
+    ),
+    (
+        "an_unmasking_policy_is_trained_alone",
+        [UNMASKING],
+        "rollout.remasking = low_confidence",
+        "policy to new",
+    ),
+    (
+        "an_unmasking_policy_is_trained_alone",
+        [UNMASKING, "rollout.remasking=learned"],
+        "rollout.policy = ''",
+        "policy to new",
+    ),
+    (
+        "an_unmasking_policy_is_trained_alone",
+        [UNMASKING, "algorithm.tau=0.5", "rollout.remasking=learned", "rollout.policy=runs/x/policy"],
+        "rollout.policy",
+        "leave them out",
+    ),
+    *[
+        (
+            "an_unmasking_policy_is_trained_alone",
+            [UNMASKING, *LEARNED, NO_WARM_START, f"{key}={value}"],
+            key,
+            remedy,
+        )
+        for key, value, remedy in (
+            ("rollout.early_commit", "sched_cosine", "none"),
+            ("rollout.engine", "my.module:make", "builtin"),
+            ("trainer.lora", "{r: 4}", "leave it out"),
+            ("trainer.gradient_checkpointing", "true", "false"),
+            ("trainer.zero_stage", "3", "0, 1 or 2"),
+        )
+    ],
     ("sampler_settings_are_read", ["rollout.threshold=0.8"], "rollout.threshold", "dynamic or threshold"),
     (
         "lengths_fit_the_model",
@@ -228,6 +269,8 @@ def test_each_case_breaks_the_rule_it_names_and_no_other() -> None:
         [*DATASET, NO_WARM_START, "model.init.tokenizer.type=byte_bpe"],
         ["model.init=null", "model.path=here"],
         ["rollout.temperature=0", "rollout.remasking=random"],
+        ["rollout.temperature=0", UNMASKING, *LEARNED, "algorithm.tau=0.5"],
+        [UNMASKING, *LEARNED, "model.init=null", "model.path=here", NO_WARM_START, "model.quantization=4bit"],
         ["rollout.block_length=2", "rollout.diffusion_steps=4"],
         ["cluster.gpus_per_trainer=0.6", "cluster.gpus_per_rollout_worker=0.4"],
         ["cluster.placement=separate", "cluster.trainer_resource=big", "cluster.rollout_resource=small"],

@@ -40,7 +40,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "dream_entropy": [{"top_p": 0.8, "order_temperature": 0.3}],
     "dream_maskgit_plus": [{"top_p": 0.8, "top_k": 5}],
     "rcr": [{"rcr_update": update} for update in ("last", "max", "min")],
-    "learned": [{"policy": "toy"}],
+    "learned": [{"policy": "toy"}, {"policy": "toy", "policy_sharpness": 3.0}],
     "low_confidence": [
         {},
         {"cfg_scale": 0.5},
