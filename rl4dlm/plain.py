@@ -87,7 +87,7 @@ class PlainRun:
     """A recipe's run in this process, on the CPU.
 
     Example: `run = PlainRun(recipe, checks, "runs/x/warm_start", pool)`; then `run.step(1)`, `run.step(2)`.
-    Not covered: LoRA, recorded pairs, filtered prompts, checkpoints.
+    Not covered: LoRA, recorded pairs, filtered prompts, `unmasking_policy`, checkpoints.
     """
 
     def __init__(self, recipe: Recipe, checks: Preflight, model_path: str, rewards: Scorer) -> None:
