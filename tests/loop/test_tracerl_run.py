@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import launch
+import pyarrow.parquet as pq
 import pytest
 
 from rl4dlm.recipe import Recipe, load_recipe
@@ -53,3 +54,23 @@ def test_a_resumed_run_ends_with_the_same_weights(recipe: Recipe, run: RunFolder
     again = [launch.without_clock(row) for row in launch.rows(run.root / "metrics.jsonl")]
     assert again == rows
     assert launch.weights_digest(run.model) == weights
+
+
+def test_blocks_are_enlarged_while_a_run_lasts_and_still_replay(tmp_path: Path) -> None:
+    enlarged = "algorithm={type: tracerl, enlarge: {block_length: 4, rollouts_after: 1}}"
+    overrides = [
+        "trainer.max_steps=2",
+        "eval.steps=0",
+        "cluster.num_trainers=1",
+        "cluster.num_rollout_workers=1",
+    ]
+    settings = [f"run.output_dir={tmp_path}", *OVERRIDES[:3], enlarged, *overrides]
+    run = train(load_recipe(launch.write_recipe(tmp_path), settings))
+    for row in launch.rows(run.root / "metrics.jsonl"):
+        assert row["replay/logprob_abs_diff"] < 1e-5
+    # Blocks count from the start of the sequence: after 5 prompt tokens, 4 more lie in 3 blocks of 2, 2 of 4.
+    last_block = [
+        max(max(steps) for steps in pq.read_table(path).column("step_block").to_pylist())
+        for path in sorted(run.rollouts.glob("*.parquet"))
+    ]
+    assert last_block == [2, 1]
