@@ -159,8 +159,13 @@ def _rollout_bytes(recipe: AnyRecipe, facts: ModelFacts, prompt_tokens: int) -> 
         "weights": _weight_bytes(recipe, facts),
         "activations": tokens * widest * size,
         "logits": 2 * rollout.slots * scored * facts.vocab_size * 4,
-        "KV cache": 0.0,
+        "KV cache": 0.0 if rollout.cache == "none" else _num_cached(facts, tokens + rollout.slots) * size,
     }
+
+
+def _num_cached(facts: ModelFacts, columns: float) -> float:
+    """Numbers in keys and values of every layer; each row of the store has a column to spare."""
+    return 2 * facts.num_layers * columns * facts.num_kv_heads * facts.head_dim
 
 
 def _disk_bytes(recipe: Recipe, facts: ModelFacts, prompt_tokens: int) -> dict[str, float]:

@@ -50,6 +50,7 @@ class ModelFacts:
     num_layers: int
     num_heads: int
     num_kv_heads: int
+    head_dim: int
     mlp_size: int
     vocab_size: int
     """Rows of the embedding matrix."""
@@ -321,6 +322,7 @@ def _facts(kind: Family, module: nn.Module, *, bytes_on_disk: int, dtype: torch.
         num_layers=config.num_hidden_layers,
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
         mlp_size=config.active_mlp_width,
         vocab_size=config.embedding_size,
         max_length=config.max_position_embeddings,

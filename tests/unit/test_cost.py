@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rl4dlm.cost import GIB, cost_of, sft_cost_of, trainable_parameters
@@ -16,6 +18,7 @@ LLADA = ModelFacts(
     num_layers=32,
     num_heads=32,
     num_kv_heads=32,
+    head_dim=128,
     mlp_size=12288,
     vocab_size=126464,
     max_length=4096,
@@ -204,3 +207,13 @@ def test_beside_a_frozen_model_a_rank_holds_the_unmasking_policy_alone() -> None
     assert cost.trainer["weights"] == 4 * 314_113 and cost.trainer["optimizer"] == 8 * 314_113 / 8
     assert cost.disk["exported model"] == 4 * 314_113
     assert cost.rollout == model.rollout and cost.forwards["update (forward and backward)"] == 0
+
+
+def test_keys_and_values_of_every_slot_are_kept_where_there_is_a_cache() -> None:
+    def kept(facts: ModelFacts, *overrides: str) -> float:
+        return cost_of(of("trainer.bf16=true", "rollout.slots=4", *overrides), facts, 200).rollout["KV cache"]
+
+    # 0.5 MiB per token in LLaDA-8B: 2 x 32 layers x 4096 numbers of 2 bytes; 200 + 8 + 1 columns.
+    assert kept(LLADA, "rollout.cache=dual") == 4 * 209 * 2**19
+    assert kept(replace(LLADA, num_kv_heads=8), "rollout.cache=dual") == 209 * 2**19
+    assert kept(LLADA) == 0

@@ -86,7 +86,7 @@ def test_inspect_gives_the_facts_without_reading_weights(folder):
     assert facts.bytes_on_disk == 4 * facts.num_parameters < size
     assert (facts.family, facts.dtype, facts.vocab_size, facts.max_length) == ("llada", "float32", 15, 64)
     assert (facts.hidden_size, facts.num_layers, facts.mlp_size) == (32, 2, 48)
-    assert (facts.num_heads, facts.num_kv_heads) == (4, 4)
+    assert (facts.num_heads, facts.num_kv_heads, facts.head_dim) == (4, 4, 8)
 
 
 def test_describe_gives_the_same_facts_about_a_model_in_memory(loaded, folder):
