@@ -140,13 +140,13 @@ def print_samplers(console: Console | None = None) -> None:
 
     samplers = Table(title="Samplers (rollout.remasking)", title_justify="left")
     for column in ("name", "what it does", "exact law", "settings"):
-        samplers.add_column(column)
+        samplers.add_column(column, no_wrap=column == "name")
     for name, strategy in STRATEGIES.items():
         law = "yes" if strategy.exact_law else "no"
         samplers.add_row(name, strategy.summary, law, ", ".join(strategy.settings))
     caches = Table(title="Caches (rollout.cache)", title_justify="left")
     for column in ("name", "what it does", "exact", "attention"):
-        caches.add_column(column)
+        caches.add_column(column, no_wrap=column == "name")
     for name, plan in CACHES.items():
         caches.add_row(name, plan.summary, "yes" if plan.exact else "no", plan.attention)
     out = console or Console()

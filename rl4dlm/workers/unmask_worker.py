@@ -67,7 +67,9 @@ class _UnmaskWorker(_PolicyWorker):
         )
         return sum(parameter.numel() for parameter in self._net.parameters())
 
-    def replay_gap(self, rollouts: list[Rollout], temperature: float) -> tuple[float, int]:
+    def replay_gap(
+        self, rollouts: list[Rollout], temperature: float, block_length: int | None = None
+    ) -> tuple[float, int]:
         """Sum over recorded steps of |log-prob of the decisions now - at that step|, and their number."""
         self._engine.eval()
         sharpness = self._recipe.rollout.policy_sharpness
