@@ -352,7 +352,7 @@ class Pool:
 class Rewards:
     """Full marks where the seed is even; the reward of prompt 2 fails."""
 
-    def score(self, prompts: Any, completions: list[str], columns: list[Any], *rest: Any, **keys: Any) -> Scores:
+    def score(self, prompts: Any, completions: list[str], columns: list[Any], *_: Any, **keys: Any) -> Scores:
         bad = [column["at"] == 2 for column in columns]
         values = np.array(
             [np.nan if b else float(int(c) % 2 == 0) for b, c in zip(bad, completions, strict=True)]
