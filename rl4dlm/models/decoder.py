@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rl4dlm.models.attention import ATTENTION_NAME, transformers_attention
 from rl4dlm.models.base import FamilyModel
 from rl4dlm.models.decoder_config import DecoderConfig
 from rl4dlm.models.llada import RMSNorm
@@ -46,8 +47,10 @@ def inverse_frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
 
 
 def published_config(config: DecoderConfig) -> Any:
-    """transformers' configuration of the same network, attention by SDPA, which reads bool masks."""
-    from transformers import AutoConfig
+    """transformers' configuration of the same network, with our attention, which reads bool masks."""
+    from transformers import AttentionInterface, AutoConfig
+
+    AttentionInterface.register(ATTENTION_NAME, transformers_attention)
 
     published = AutoConfig.for_model(
         config.backbone,
@@ -64,7 +67,7 @@ def published_config(config: DecoderConfig) -> Any:
         tie_word_embeddings=config.tie_word_embeddings,
         rope_parameters=dict(config.rope),
     )
-    published._attn_implementation = "sdpa"
+    published._attn_implementation = ATTENTION_NAME
     return published
 
 
@@ -75,9 +78,8 @@ def _layers(config: DecoderConfig) -> nn.ModuleList:
     make = getattr(module, f"{_LAYERS[config.backbone]}DecoderLayer")
     published = published_config(config)
     layers = nn.ModuleList(make(published, index) for index in range(config.num_hidden_layers))
-    for layer in layers:
-        layer.self_attn.is_causal = False  # without a mask, SDPA would else be told to be causal
-        if config.experts is not None:
+    if config.experts is not None:
+        for layer in layers:
             layer.mlp = SparseMLP(config.hidden_size, config.experts)
     return layers
 

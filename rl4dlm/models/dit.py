@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rl4dlm.models.attention import attend
 from rl4dlm.models.base import ExactBuffers, FamilyModel
 from rl4dlm.models.dit_config import DiTConfig
 from rl4dlm.models.llada import rotary_tables, rotate
@@ -102,8 +103,7 @@ class DiTBlock(nn.Module):
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
             key, value = cache.update(key, value, self.index)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.attn_out(mixed.transpose(1, 2).flatten(2))
+        return self.attn_out(attend(query, key, value, mask))
 
 
 class FinalLayer(nn.Module):

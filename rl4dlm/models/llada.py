@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rl4dlm.models.attention import attend
 from rl4dlm.models.base import FamilyModel
 from rl4dlm.models.llada_config import LLaDAConfig
 from rl4dlm.models.scoring import OutputHead
@@ -99,11 +100,7 @@ class LLaDABlock(nn.Module):
         value = self._heads(self.v_proj(x), self.num_kv_heads)
         if cache is not None:
             key, value = cache.update(key, value, self.layer)
-        if self.num_kv_heads != self.num_heads:
-            shared_by = self.num_heads // self.num_kv_heads
-            key, value = (t.repeat_interleave(shared_by, dim=1) for t in (key, value))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
-        return mixed.transpose(1, 2).flatten(2)
+        return attend(query, key, value, key_mask)
 
     @staticmethod
     def _heads(x: Tensor, num_heads: int) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rl4dlm.models.attention import attend
 from rl4dlm.models.decoder_config import DecoderConfig
 from rl4dlm.models.llada import RMSNorm
 from rl4dlm.models.moe import GatedMLP, SparseMLP
@@ -34,10 +34,7 @@ class LLaDA2Attention(nn.Module):
         key = _rotate_part(self.key_layernorm(key), *rotary)
         if cache is not None:
             key, value = cache.update(key, value, self.index)
-        shared_by = self.heads[0] // self.heads[1]
-        key, value = (t.repeat_interleave(shared_by, dim=1) for t in (key, value))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.dense(mixed.transpose(1, 2).flatten(2))
+        return self.dense(attend(query, key, value, mask))
 
 
 def _rotate_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

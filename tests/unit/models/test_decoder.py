@@ -23,7 +23,7 @@ def theirs(module: Decoder, dtype: torch.dtype = torch.float32, **changes: Any) 
     published = published_config(module.config)
     for key, value in changes.items():
         setattr(published, key, value)
-    model = AutoModelForCausalLM.from_config(published)
+    model = AutoModelForCausalLM.from_config(published, attn_implementation="sdpa")
     missing, unexpected = model.load_state_dict(module.state_dict(), strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
     model.tie_weights()
