@@ -302,13 +302,36 @@ class KeyValueStore(Protocol):
         ...
 
 
+class Run(Protocol):
+    """Runs a model's layers in another way than kernel by kernel; see `rl4dlm.rollout.graphs`."""
+
+    def __call__(
+        self,
+        states: Callable[..., Tensor],
+        input_ids: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache: Any,
+    ) -> Tensor:
+        """`states(input_ids, mask, positions, cache)`: `[rows, length, hidden]`, valid until the next call.
+
+        Args:
+            states: embedding and layers.
+            input_ids: int64 `[rows, length]`.
+            mask: bool `[rows or 1, 1, length or 1, keys]`, True = may attend, or None where all may.
+            positions: int64 `[rows or 1, length]`.
+            cache: a `KeyValueStore`, or None.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A diffusion language model as everything above `models/` sees it: index i scores token i.
 
     `model` is the module, or a DeepSpeed engine around it, callable as
     `model(input_ids, attention_mask, select=..., labels=None, temperature=1.0, layout=None,
-    cache=None)` with
+    cache=None, run=None)` with
 
         input_ids       int64 [rows, length], mask token where a position is hidden
         attention_mask  bool [rows, length], False = padding (neither attended nor counted in positions);
@@ -318,6 +341,7 @@ class Denoiser:
         cache           keys and values kept between forwards (see `rl4dlm.rollout.caches`): the inputs are
                         part of the sequence, and layout says where they stand and what they attend to.
                         Only samplers use it
+        run             runs the layers, instead of one kernel after the other. Only samplers use it
         layout          positions and attention other than the model's own (doubled, packed); it says
                         which tokens are padding, too, so attention_mask is None beside it. None = as the
                         model samples: all real tokens, or blocks from the first real token on
@@ -331,6 +355,8 @@ class Denoiser:
     spec: DenoiserSpec
     device: str = "cpu"
     """Where the inputs must lie."""
+    run: Run | None = None
+    """What runs the layers for `logits`; None: they run kernel by kernel."""
 
     def logits(
         self,
@@ -341,7 +367,7 @@ class Denoiser:
         cache: KeyValueStore | None = None,
     ) -> Tensor:
         """Float32 `[selected, vocab]`."""
-        return self.model(input_ids, attention_mask, select=select, **_given(layout, cache))
+        return self.model(input_ids, attention_mask, select=select, **_given(layout, cache, self.run))
 
     def token_logp(
         self,
@@ -363,9 +389,11 @@ class Denoiser:
         )
 
 
-def _given(layout: AttentionLayout | None, cache: KeyValueStore | None = None) -> dict[str, Any]:
+def _given(
+    layout: AttentionLayout | None, cache: KeyValueStore | None = None, run: Run | None = None
+) -> dict[str, Any]:
     """Keywords only where they are used: a model without layouts or caches need not know them."""
-    given = {"layout": layout, "cache": cache}
+    given = {"layout": layout, "cache": cache, "run": run}
     return {name: value for name, value in given.items() if value is not None}
 
 

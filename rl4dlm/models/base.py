@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rl4dlm.diffusion.blocks import sequence_layout
 from rl4dlm.models.scoring import OutputHead
-from rl4dlm.types import AttentionLayout, KeyValueStore
+from rl4dlm.types import AttentionLayout, KeyValueStore, Run
 
 
 def key_mask_and_positions(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor]:
@@ -131,6 +131,7 @@ class FamilyModel(ExactBuffers, ABC):
         temperature: float = 1.0,
         layout: AttentionLayout | None = None,
         cache: KeyValueStore | None = None,
+        run: Run | None = None,
     ) -> Tensor:
         """Logits, or log-probabilities of labels, at the selected positions.
 
@@ -144,6 +145,7 @@ class FamilyModel(ExactBuffers, ABC):
             layout: positions and attention in place of `attention_mask`'s and the model's own.
             cache: stored keys and values, with transformers' `update(key, value, layer)`, which gives those
                 to attend to; positions and visibility come from `layout` then.
+            run: runs the layers; None: kernel by kernel.
 
         Returns:
             float32 logits `[selected, vocab]` in row-major order of `select` (`[rows, length, vocab]` without
@@ -154,7 +156,10 @@ class FamilyModel(ExactBuffers, ABC):
         what is sampled there means nothing.
         """
         mask, positions = attention_of(input_ids, attention_mask, layout, self.config.block_length)
-        hidden = self.states(input_ids, mask, positions, cache)
+        if run is None:
+            hidden = self.states(input_ids, mask, positions, cache)
+        else:
+            hidden = run(self.states, input_ids, mask, positions, cache)
         if self.config.logit_shift:
             hidden = previous_rows(hidden, positions.expand(input_ids.shape))
         if select is not None:

@@ -119,7 +119,10 @@ class DecoderBackbone(nn.Module):
         if self._rotary_frequencies is None:  # at first use: what builds a network may round all it makes
             self._rotary_frequencies = inverse_frequencies(self.config)
         frequencies, factor = self._rotary_frequencies
-        angles = positions[..., None].float() * frequencies.to(positions.device)
+        if frequencies.device != positions.device:
+            frequencies = frequencies.to(positions.device)
+            self._rotary_frequencies = (frequencies, factor)
+        angles = positions[..., None].float() * frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 

@@ -10,84 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.blocks import WindowLayout
+from rl4dlm.rollout.graphs import Graphs, round_queries
 from rl4dlm.rollout.slots import Slots, Window
+from rl4dlm.rollout.store import Store
 from rl4dlm.types import Denoiser
-
-
-class Store:
-    """Keys and values of every layer, by row and column; made when the first forward shows their shape.
-
-    `update` is what the model calls (the signature of `transformers.Cache.update`).
-    """
-
-    def __init__(self, num_columns: int) -> None:
-        """
-        Args:
-            num_columns: columns of prompt and canvas; one more takes what padded queries write.
-        """
-        self._num_columns = num_columns
-        self._layers: list[tuple[Tensor, Tensor]] = []
-        self._rows = self._columns = torch.zeros(0, dtype=torch.int64)
-        self._num_rows, self._keys, self._all_rows = 0, slice(0, num_columns), True
-
-    @property
-    def dump(self) -> int:
-        """The column that padded queries are given."""
-        return self._num_columns
-
-    def aim(self, rows: Tensor, columns: Tensor, keys: slice, num_rows: int) -> None:
-        """Say whose forward comes next.
-
-        Args:
-            rows: int64 `[rows]`, ascending: rows of the store that take part.
-            columns: int64 `[rows, queries]`: where each query stands.
-            keys: columns that may be attended to.
-            num_rows: rows of the store.
-        """
-        self._rows, self._columns, self._keys, self._num_rows = rows[:, None], columns, keys, num_rows
-        self._all_rows = len(rows) == num_rows
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """See `rl4dlm.types.KeyValueStore`."""
-        while layer_idx >= len(self._layers):
-            shape = (self._num_rows, self._num_columns + 1, *self._head_shape(key_states))
-            self._layers.append((key_states.new_zeros(shape), value_states.new_zeros(shape)))
-        found = []
-        for kept, new in zip(self._layers[layer_idx], (key_states, value_states), strict=True):
-            kept[self._rows, self._columns] = new.transpose(1, 2)
-            rows = kept if self._all_rows else kept[self._rows[:, 0]]
-            found.append(rows[:, self._keys].transpose(1, 2))
-        return found[0], found[1]
-
-    @staticmethod
-    def _head_shape(states: Tensor) -> tuple[int, int]:
-        return states.shape[1], states.shape[3]
-
-    def keep(self, rows: list[int]) -> None:
-        """Drop every other row."""
-        self._layers = [(key[rows], value[rows]) for key, value in self._layers]
-
-    def copy_columns(self, pairs: list[tuple[int, int]], columns: slice) -> None:
-        """Write columns of some rows into others.
-
-        Args:
-            pairs: (from, to).
-            columns: which.
-        """
-        source, target = (list(rows) for rows in zip(*pairs, strict=True))
-        for layer in self._layers:
-            for kept in layer:
-                kept[target, columns] = kept[source, columns]
-
 
 Queries = Callable[["RowView"], Tensor]
 """Per-row state -> bool `[rows, columns]`: the tokens to compute in this forward."""
@@ -249,9 +181,17 @@ CACHES: dict[str, CachePlan] = {
 class CachedForward:
     """Logits of a step, computed for the plan's queries only."""
 
-    def __init__(self, denoiser: Denoiser, spec: SamplerSpec, slots: Slots) -> None:
+    def __init__(
+        self, denoiser: Denoiser, spec: SamplerSpec, slots: Slots, graphs: Graphs | None = None
+    ) -> None:
+        """
+        Args:
+            graphs: what the denoiser runs its layers by; sizes are rounded for it.
+        """
         self._denoiser, self._spec, self._plan = denoiser, spec, CACHES[spec.cache]
-        self._store = Store(slots.num_columns)
+        self._align = None if graphs is None else graphs.align
+        make = Store if graphs is None else graphs.store
+        self._store = make(len(slots), slots.num_columns)
 
     def keep(self, rows: list[int]) -> None:
         """Drop every other row."""
@@ -333,9 +273,11 @@ class CachedForward:
         """One forward of some rows, `most` queries at most: logits, and their places among all wanted."""
         slots = view.slots
         rows = torch.tensor(row_list, device=queries.device)
+        if self._align is not None:
+            most = min(round_queries(most), slots.num_columns)
         columns, real = pad_columns(queries[rows], most, self._store.dump)
-        keys = _bounds(view, row_list, self._plan)
-        self._store.aim(rows, columns, keys, len(slots))
+        keys = _bounds(view, row_list, self._plan, self._align or 1)
+        self._store.aim(rows, columns, keys, are_first=row_list == list(range(len(row_list))))
         inside = columns.clamp(max=slots.num_columns - 1)
         ids = slots.all_ids()[rows].gather(1, inside).masked_fill(~real, self._denoiser.spec.pad_id)
         select = wanted[rows].gather(1, inside) & real
@@ -376,12 +318,16 @@ def scatter(canvas: Tensor, window: Window, flat: Tensor) -> Tensor:
     return marked
 
 
-def _bounds(view: RowView, rows: list[int], plan: CachePlan) -> slice:
-    """Columns that any of the rows may attend to; block-causal rows see nothing beyond their active block."""
+def _bounds(view: RowView, rows: list[int], plan: CachePlan, align: int) -> slice:
+    """Columns that any of the rows may attend to; block-causal rows see nothing beyond their active block.
+
+    Args:
+        align: the first column is a multiple of it, and the last one too if the rows go on so far.
+    """
     width = view.slots.prompt.shape[1]
     first = width - max(view.slots.prompt_lens[row] for row in rows)
     last = view.column.shape[1] if plan.attention == "full" else width + int(view.end[rows].max())
-    return slice(first, last)
+    return slice(first // align * align, min(-(-last // align) * align, view.column.shape[1]))
 
 
 def _visible(view: RowView, rows: Tensor, columns: Tensor, keys: slice, plan: CachePlan) -> Tensor:

@@ -8,7 +8,7 @@ how requests are batched, ordered or padded does not enter it (specs: decoding 1
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import RolloutError
 from rl4dlm.rollout.finish import Decode, Finisher
 from rl4dlm.rollout.fit import check_sampler
+from rl4dlm.rollout.graphs import Graphs
 from rl4dlm.rollout.journal import Journal
 from rl4dlm.rollout.request import Request, check_lengths
 from rl4dlm.rollout.slots import Slots
@@ -49,19 +50,24 @@ class Engine:
     Example: `Engine(denoiser, spec, slots=64).generate(requests, policy_version=3)`
     """
 
-    def __init__(self, denoiser: Denoiser, spec: SamplerSpec, slots: int) -> None:
+    def __init__(
+        self, denoiser: Denoiser, spec: SamplerSpec, slots: int, graphs: Graphs | None = None
+    ) -> None:
         """
         Args:
             denoiser: the model; its logits are asked for at the masked positions of active blocks only.
             spec: the sampler.
             slots: rows that share a forward at most.
+            graphs: record the layers and replay them, for a model on a GPU whose kernels do not depend on the
+                tokens; to be handed to every engine around the same model.
 
         Raises:
             ValueError: `slots` is not positive.
         """
         if slots < 1:
             raise ValueError(f"an engine needs at least one slot, not {slots}")
-        self.denoiser, self.spec, self.slots = denoiser, spec, slots
+        self.spec, self.slots, self._graphs = spec, slots, graphs
+        self.denoiser = denoiser if graphs is None else replace(denoiser, run=graphs)
 
     @torch.inference_mode()
     def generate(
@@ -96,9 +102,12 @@ class Engine:
         model = self.denoiser.spec
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
         served = [requests[i] for i in order]
-        slots = Slots(served, self.slots, self.spec, model, self.denoiser.device)
+        if self._graphs is not None:
+            self._graphs.begin(self.denoiser.model)
+        align = 1 if self._graphs is None else self._graphs.align
+        slots = Slots(served, self.slots, self.spec, model, self.denoiser.device, align)
         journal = Journal(self.spec, model.mask_id, len(slots))
-        stepper = make_stepper(self.denoiser, self.spec, slots)
+        stepper = make_stepper(self.denoiser, self.spec, slots, self._graphs)
         finisher = Finisher(model, policy_version, decode)
         rollouts: dict[int, Rollout] = {}
         waiting = range(len(slots), len(requests))

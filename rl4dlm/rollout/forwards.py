@@ -10,6 +10,7 @@ from torch import Tensor
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.blocks import PADDING, BlockLayout
 from rl4dlm.rollout.caches import CachedForward
+from rl4dlm.rollout.graphs import Graphs
 from rl4dlm.rollout.slots import Slots, Window
 from rl4dlm.types import Denoiser
 
@@ -30,10 +31,12 @@ class Forward(Protocol):
         ...
 
 
-def make_forward(denoiser: Denoiser, spec: SamplerSpec, slots: Slots) -> Forward:
+def make_forward(
+    denoiser: Denoiser, spec: SamplerSpec, slots: Slots, graphs: Graphs | None = None
+) -> Forward:
     """The forward that a sampler asks for."""
     if spec.cache != "none":
-        return CachedForward(denoiser, spec, slots)
+        return CachedForward(denoiser, spec, slots, graphs)
     return FullForward(denoiser, spec)
 
 

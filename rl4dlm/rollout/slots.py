@@ -90,9 +90,16 @@ class Slots:
         spec: SamplerSpec,
         model: DenoiserSpec,
         device: str,
+        align: int = 1,
     ) -> None:
-        """Empty slots wide enough for any of `requests`, the first of which move in."""
-        rows, width = min(num_slots, len(requests)), max(len(request.prompt_ids) for request in requests)
+        """Empty slots wide enough for any of `requests`, the first of which move in.
+
+        Args:
+            align: columns of prompts come in multiples of it.
+        """
+        rows, longest = min(num_slots, len(requests)), max(len(request.prompt_ids) for request in requests)
+        width = -(-longest // align) * align
+        self._align = align
         self._spec, self._model, self._device = spec, model, device
         samplers = [request.sampler(spec) for request in requests]
         self._samplers, self._width = samplers, max(sampler.block_length for sampler in samplers)
@@ -178,7 +185,8 @@ class Slots:
 
         The mask is None when no row is padded, which keeps the model's fast attention kernel.
         """
-        longest, width = max(self.prompt_lens), self.prompt.shape[1]
+        width = self.prompt.shape[1]
+        longest = -(-max(self.prompt_lens) // self._align) * self._align
         ids = torch.cat([self.prompt[:, width - longest :], self.canvas], dim=1)
         if min(self.prompt_lens) == longest:
             return ids, None

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rl4dlm.decoding import SamplerSpec, decide, ends_row
 from rl4dlm.rollout.drafts import Drafts, narrowed
-from rl4dlm.rollout.forwards import make_forward
+from rl4dlm.rollout.forwards import Forward, make_forward
+from rl4dlm.rollout.graphs import Graphs
 from rl4dlm.rollout.journal import Journal
 from rl4dlm.rollout.slots import Slots
 from rl4dlm.types import Denoiser
@@ -31,20 +32,21 @@ class Stepper(Protocol):
         ...
 
 
-def make_stepper(denoiser: Denoiser, spec: SamplerSpec, slots: Slots) -> Stepper:
+def make_stepper(
+    denoiser: Denoiser, spec: SamplerSpec, slots: Slots, graphs: Graphs | None = None
+) -> Stepper:
     """The stepper that a sampler asks for."""
     stop_ids = torch.tensor(denoiser.spec.stop_ids, dtype=torch.int64, device=denoiser.device)
     if spec.draft_steps:
         return DraftRound(denoiser, spec, stop_ids)
-    return SingleStep(denoiser, spec, slots, stop_ids)
+    return SingleStep(make_forward(denoiser, spec, slots, graphs), spec, stop_ids)
 
 
 class SingleStep:
     """One forward and one state change of every row."""
 
-    def __init__(self, denoiser: Denoiser, spec: SamplerSpec, slots: Slots, stop_ids: Tensor) -> None:
-        self._spec, self._stop_ids = spec, stop_ids
-        self._forward = make_forward(denoiser, spec, slots)
+    def __init__(self, forward: Forward, spec: SamplerSpec, stop_ids: Tensor) -> None:
+        self._forward, self._spec, self._stop_ids = forward, spec, stop_ids
 
     def take(self, slots: Slots, journal: Journal) -> Tensor:
         """See `Stepper`."""

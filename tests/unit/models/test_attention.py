@@ -1,4 +1,4 @@
-"""Attention over shared keys: the numbers of a written-out softmax, whether queries are folded or keys repeated."""
+"""Attention over shared keys: a written-out softmax, whether queries are folded or keys repeated."""
 
 from __future__ import annotations
 

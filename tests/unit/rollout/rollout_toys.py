@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rl4dlm.diffusion.blocks import BlockLayout, sequence_layout
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.rollout import Request
-from rl4dlm.rollout.caches import Store
+from rl4dlm.rollout.store import Store
 from rl4dlm.types import Denoiser, DenoiserSpec, Rollout
 
 VOCAB, MASK, PAD, EOS, STOP = 14, 13, 12, 11, 10
