@@ -41,6 +41,7 @@ from rl4dlm.models import (
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
 from rl4dlm.recipe.advice import sft_warnings_of, warnings_of
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, default_objective
+from rl4dlm.recipe.sections import RolloutConfig
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.rollout import check_sampler, sampler_notes
@@ -132,6 +133,7 @@ def preflight(recipe: Recipe) -> Preflight:
     model = _open_model(recipe)
     sampler = SamplerSpec.from_config(recipe.rollout)
     check_sampler(sampler, model.spec)
+    check_graphs(recipe.rollout, model.facts)
     if recipe.rollout.policy:
         open_policy(recipe.rollout.policy)
     find_engine(recipe.rollout.engine)
@@ -182,6 +184,7 @@ def preflight_sft(recipe: SFTRecipe) -> SFTPreflight:
     first = examples.batch(0, recipe.sft.batch_size)
     check_lengths(recipe, model.facts, [len(example.prompt_ids) for example in first])
     if recipe.reward is not None:
+        check_graphs(recipe.rollout, model.facts)
         with RewardPool(recipe.reward) as rewards:
             rewards.check(examples.eval_prompts()[:2])
     return SFTPreflight(
@@ -286,6 +289,19 @@ def _weakest_device(recipe: AnyRecipe) -> str:
     """`cpu` where a trainer or a rollout worker is on one."""
     cluster = recipe.cluster
     return "cuda" if cluster.gpus_per_trainer and cluster.gpus_per_rollout_worker else "cpu"
+
+
+def check_graphs(rollout: RolloutConfig, facts: ModelFacts) -> None:
+    """Refuse to record layers whose kernels depend on the tokens.
+
+    Raises:
+        RecipeError: the model has experts.
+    """
+    if rollout.cuda_graphs and facts.num_experts:
+        raise RecipeError(
+            f"rollout.cuda_graphs = true: which of the {facts.num_experts} experts of {facts.family} run "
+            "depends on the tokens, and a recording cannot choose.\nFix: set rollout.cuda_graphs=false."
+        )
 
 
 def check_lengths(recipe: AnyRecipe, facts: ModelFacts, prompt_lengths: list[int]) -> None:

@@ -36,10 +36,11 @@ from rl4dlm.errors import CheckpointError, RecipeError
 from rl4dlm.evaluate import GREEDY, SAMPLED, TaskRun, rollout_workers, run_task, task_result
 from rl4dlm.models import encode, inspect, load_tokenizer, options_of
 from rl4dlm.models.folders import find_folder
-from rl4dlm.preflight import check_devices
+from rl4dlm.preflight import check_devices, check_graphs
 from rl4dlm.recipe import Recipe, load_recipe
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward.pool import RewardPool
+from rl4dlm.rollout import check_sampler
 from rl4dlm.tracking.environment import describe_environment
 from rl4dlm.tracking.files import replace_file
 from rl4dlm.workers.reward_worker import RewardWorkers
@@ -159,12 +160,15 @@ def _open_jobs(request: SuiteRequest, recipe: Recipe, choices: Sequence[TaskChoi
     """Everything that can be known before workers start: model, rows, prompts, rewards, earlier results."""
     path = str(recipe.model.path)
     facts = inspect(path, **options_of(recipe.model))
-    tokenizer, _ = load_tokenizer(path, **options_of(recipe.model))
+    tokenizer, model = load_tokenizer(path, **options_of(recipe.model))
     length = recipe.rollout.max_completion_length
     specs = {
         GREEDY: SamplerSpec.from_config(recipe.rollout, temperature=0.0),
         SAMPLED: SamplerSpec.from_config(recipe.rollout, temperature=request.temperature),
     }
+    check_graphs(recipe.rollout, facts)
+    for sampler in specs.values():
+        check_sampler(sampler, model)
     identity = _model_identity(path)
     jobs = []
     for choice in choices:

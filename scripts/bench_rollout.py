@@ -14,6 +14,7 @@ other load disturbs them little; on a GPU they are seconds on the clock, the dev
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -39,7 +40,7 @@ from rl4dlm.models.llada import LLaDA, initialise_llada
 from rl4dlm.models.llada_config import LLaDAConfig
 from rl4dlm.recipe.objectives import RandomMaskObjective
 from rl4dlm.recipe.sections import ModelInit, SortTask
-from rl4dlm.rollout import Engine, Request
+from rl4dlm.rollout import Engine, Graphs, Request
 from rl4dlm.rollout.plain import generate_plain
 from rl4dlm.trainers.sft import SFTPlan, sft_batch, sft_loss
 from rl4dlm.types import Denoiser, DenoiserSpec, Rollout
@@ -420,16 +421,20 @@ def matmul_peak(clock: Clock, device: str) -> float:
 
 
 def bench_shape(clock: Clock, name: str, device: str, slots: int, prompt: int, gen_len: int) -> list[Row]:
-    """Tokens per second of a random model of true size, and how much of the device it uses."""
+    """Tokens per second of a random model of true size, and how much of the device it uses; on a GPU with and
+    without CUDA graphs."""
     shape, rows = SHAPES[name], []
     denoiser, peak = random_model(shape, device=device), matmul_peak(clock, device)
     wanted = some_requests(slots, prompt)
     block = shape.block_length or 32
     caches = ("none", "block") if shape.block_length else ("none", "prefix", "dual")
-    for cache in caches:
+    for cache, replays in itertools.product(caches, (False, True) if device != "cpu" else (False,)):
         spec = SamplerSpec(gen_len, block, gen_len // 2, eos_policy="none", cache=cache)
-        engine = Engine(denoiser, spec, slots)
-        engine.generate(wanted[:1], policy_version=0)  # kernels are chosen, memory is reserved
+        graphs = Graphs() if replays else None
+        engine = Engine(denoiser, spec, slots, graphs)
+        # Kernels are chosen, memory is reserved, graphs are recorded.
+        engine.generate(wanted if replays else wanted[:1], policy_version=0)
+        before = (0, 0) if graphs is None else (graphs.forwards, graphs.replays)
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         seconds, rollouts = clock.measure(lambda e=engine: e.generate(wanted, policy_version=0))
@@ -440,6 +445,7 @@ def bench_shape(clock: Clock, name: str, device: str, slots: int, prompt: int, g
             {
                 "shape": name,
                 "cache": cache,
+                "replayed": None if graphs is None else _share_since(graphs, before),
                 "rows": slots,
                 "tokens_per_s": slots * gen_len / seconds,
                 "tokens_per_forward": gen_len / rollouts[0].num_forwards,
@@ -450,6 +456,11 @@ def bench_shape(clock: Clock, name: str, device: str, slots: int, prompt: int, g
             }
         )
     return rows
+
+
+def _share_since(graphs: Graphs, before: tuple[int, int]) -> float:
+    """Share of the forwards that were replayed."""
+    return (graphs.replays - before[1]) / (graphs.forwards - before[0])
 
 
 def _head_rows(rollout: Rollout, block: int) -> int:

@@ -62,6 +62,8 @@ class ModelFacts:
     """The dtype that most bytes have: `bfloat16`, `float32`, ..."""
     adapted_width: int = 0
     """Inputs and outputs of all projections that adapters go on by default: LoRA trains r times as many."""
+    num_experts: int = 0
+    """Experts of a sparse layer; 0 for a dense model."""
     num_quantisable: int = 0
     """Parameters of the projections that `model.quantization` quantises."""
 
@@ -314,6 +316,7 @@ def options_of(model: ModelConfig) -> dict[str, Any]:
 
 def _facts(kind: Family, module: nn.Module, *, bytes_on_disk: int, dtype: torch.dtype) -> ModelFacts:
     config = module.config
+    experts = getattr(config, "experts", None)
     adapted = [m for name, m in module.named_modules() if re.fullmatch(kind.lora_targets, name)]
     return ModelFacts(
         family=kind.name,
@@ -329,5 +332,6 @@ def _facts(kind: Family, module: nn.Module, *, bytes_on_disk: int, dtype: torch.
         bytes_on_disk=bytes_on_disk,
         dtype=str(dtype).removeprefix("torch."),
         adapted_width=sum(part.in_features + part.out_features for part in adapted),
+        num_experts=0 if experts is None else experts.num_experts,
         num_quantisable=sum(part.weight.numel() for part in projections(module).values()),
     )

@@ -402,6 +402,23 @@ def a_worker_uses_one_gpu(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def graphs_are_recorded_on_a_gpu(recipe: Recipe) -> Iterator[Finding]:
+    gpus, engine = recipe.cluster.gpus_per_rollout_worker, recipe.rollout.engine
+    quantization = recipe.model.quantization
+    for unfit, what in (
+        (not gpus, "cluster.gpus_per_rollout_worker = 0: there is no GPU to record for"),
+        (engine != "builtin", f"rollout.engine = {engine}: it runs the model itself"),
+        (quantization != "none", f"model.quantization = {quantization}: its kernels cannot be relied on"),
+    ):
+        if recipe.rollout.cuda_graphs and unfit:
+            yield (
+                "rollout.cuda_graphs",
+                f"rollout.cuda_graphs = true and {what}",
+                f"set rollout.cuda_graphs=false, or change {what.partition(' = ')[0]}",
+            )
+
+
+@rule
 def clip_range_is_a_range(recipe: Recipe) -> Iterator[Finding]:
     epsilon = getattr(recipe.algorithm, "epsilon", 0.0)
     if epsilon >= 1:
@@ -615,6 +632,7 @@ def sampling_fits(recipe: SFTRecipe) -> Iterator[Finding]:
     if recipe.reward is not None:
         yield from blocks_divide_the_canvas(recipe)
         yield from sampler_settings_are_read(recipe)
+        yield from graphs_are_recorded_on_a_gpu(recipe)
         yield from every_reward_has_a_weight(recipe)
 
 

@@ -345,6 +345,11 @@ class RolloutConfig(Config):
     slots: int = Field(64, gt=0)
     """Completions denoised together on one worker."""
 
+    cuda_graphs: bool = False
+    """Record the model's layers once per shape and replay them as one launch: for rollouts that are bound by
+    launching kernels (a key-value cache, a small model, few rows). Takes memory for each shape. For GPU
+    workers and models without experts."""
+
     record_states: bool = True
     """Keep step maps and log-probabilities of every rollout in the run's parquet files."""
 

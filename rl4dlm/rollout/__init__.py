@@ -5,6 +5,7 @@ from __future__ import annotations
 from rl4dlm.rollout.caches import CACHES
 from rl4dlm.rollout.engine import Engine, StepView
 from rl4dlm.rollout.fit import check_sampler, sampler_notes
+from rl4dlm.rollout.graphs import Graphs
 from rl4dlm.rollout.record import (
     check_trace,
     commits_of,
@@ -21,6 +22,7 @@ from rl4dlm.rollout.request import Request, mix_block_lengths
 __all__ = [
     "CACHES",
     "Engine",
+    "Graphs",
     "Request",
     "StepView",
     "check_sampler",

@@ -19,6 +19,7 @@ from rl4dlm.errors import RecipeError, RolloutError
 from rl4dlm.rollout.engine import Engine
 from rl4dlm.rollout.finish import Decode, Finisher
 from rl4dlm.rollout.fit import check_sampler
+from rl4dlm.rollout.graphs import Graphs
 from rl4dlm.rollout.journal import RowJournal
 from rl4dlm.rollout.request import Request, block_offset, check_lengths
 from rl4dlm.rollout.slots import RawRow
@@ -192,11 +193,15 @@ def find_engine(name: str) -> Callable[[], ExternalSampler] | None:
 
 
 def make_engine(
-    sampler: Versioned | None, denoiser: Denoiser, spec: SamplerSpec, slots: int
+    sampler: Versioned | None,
+    denoiser: Denoiser,
+    spec: SamplerSpec,
+    slots: int,
+    graphs: Graphs | None = None,
 ) -> SamplingEngine:
     """Our engine, or an external sampler behind its interface."""
     if sampler is None:
-        return Engine(denoiser, spec, slots)
+        return Engine(denoiser, spec, slots, graphs)
     return ExternalEngine(sampler, denoiser, spec)
 
 

@@ -114,6 +114,10 @@ def test_two_tasks_are_evaluated_and_what_is_finished_stays(place: Path) -> None
         ),
         (["--tasks", "sudoku", "--model", "model", "--data-dir", "data"], "sudoku_4x4_test.csv"),
         (["--tasks", "gsm8k", "--model", "model", "eval.num_prompts=3"], "with --tasks only"),
+        (
+            ["--tasks", "gsm8k", "--model", "model", "--data-dir", "data", "rollout.cache=block"],
+            "rollout.cache = block is for block_causal attention",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_anything_starts(

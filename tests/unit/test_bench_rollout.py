@@ -1,4 +1,4 @@
-"""The benchmark script: its GPU section on tiny shapes, and what its figures are made of."""
+"""The bench scripts: the GPU section on tiny shapes, and what the figures are made of."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from types import ModuleType
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_rollout.py"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_rollout", SCRIPT)
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    return script("bench_rollout")
 
 
 @pytest.mark.parametrize(
@@ -69,3 +73,14 @@ def test_texts_end_where_the_prompt_says(bench: ModuleType) -> None:
     engine = Engine(Denoiser(model, base.spec), SamplerSpec(40, 8, 20, 0.0), 3)
     lengths = [rollout.completion_len for rollout in engine.generate(wanted, policy_version=0)]
     assert lengths == [4, 20, 40]
+
+
+@pytest.mark.usefixtures("bench")
+def test_recorded_layers_leave_the_engine_to_launch_whatever_the_depth() -> None:
+    launches = script("bench_launches")
+    shallow, deep = (launches.count_launches("sdar_tiny", layers, "block", slots=2) for layers in (2, 4))
+    per_layer = (deep["operations"] - shallow["operations"]) / 2
+    assert per_layer > 30
+    # Emptying the store, once per batch, has operations for each layer.
+    assert deep["left when replayed"] - shallow["left when replayed"] < per_layer / 20
+    assert shallow["left when replayed"] < shallow["operations"] - 2 * per_layer + 20

@@ -10,9 +10,13 @@ from family_toys import make_family
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rl4dlm.errors import RecipeError
+from rl4dlm.models import describe
 from rl4dlm.models.decoder import Decoder
 from rl4dlm.models.decoder_config import DecoderConfig, read_sdar_config
 from rl4dlm.models.moe import ExpertsConfig, Router, SparseMLP
+from rl4dlm.preflight import check_graphs
+from rl4dlm.recipe.sections import RolloutConfig
 
 IDS = torch.tensor([[3, 1, 13, 4, 13, 5, 9, 2, 13, 6, 13, 3]])
 
@@ -202,3 +206,15 @@ def test_experts_without_tokens_run_only_where_gradients_are_kept(monkeypatch):
     mixture(x).sum().backward()
     assert ran == [0, 1, 2, 3]
     assert all(expert.down_proj.weight.grad is not None for expert in mixture.experts)
+
+
+@pytest.mark.parametrize(("family", "block_length"), [("llada_moe", None), ("llada2", 4)])
+def test_layers_with_experts_cannot_be_recorded(family, block_length):
+    facts = describe(make_family(family, block_length))
+    check_graphs(RolloutConfig(), facts)
+    with pytest.raises(RecipeError, match=r"rollout.cuda_graphs = true.*\n.*cuda_graphs=false"):
+        check_graphs(RolloutConfig(cuda_graphs=True), facts)
+
+
+def test_dense_layers_can_be_recorded():
+    check_graphs(RolloutConfig(cuda_graphs=True), describe(make_family("sdar", 4)))

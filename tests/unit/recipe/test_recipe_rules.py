@@ -201,6 +201,27 @@ BROKEN = [
         "gpus_per_rollout_worker = 2",
         "set it to 1",
     ),
+    (
+        "graphs_are_recorded_on_a_gpu",
+        ["rollout.cuda_graphs=true"],
+        "cluster.gpus_per_rollout_worker = 0",
+        "rollout.cuda_graphs=false",
+    ),
+    (
+        "graphs_are_recorded_on_a_gpu",
+        ["rollout.cuda_graphs=true", "cluster.gpus_per_rollout_worker=1", "rollout.engine=sglang_dlm:make"],
+        "rollout.engine = sglang_dlm:make",
+        "rollout.engine",
+    ),
+    (
+        "graphs_are_recorded_on_a_gpu",
+        [
+            *("rollout.cuda_graphs=true", "cluster.gpus_per_rollout_worker=1", "model.quantization=8bit"),
+            *(UNMASKING, *LEARNED, "model.init=null", "model.path=here", NO_WARM_START),
+        ],
+        "model.quantization = 8bit",
+        "model.quantization",
+    ),
     ("clip_range_is_a_range", ["algorithm.epsilon=1"], "algorithm.epsilon", "below 1"),
     (
         "blocks_can_be_enlarged",
