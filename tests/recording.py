@@ -1,4 +1,4 @@
-"""`record` does on the CPU what a CUDA graph does on a GPU: it runs the kernels of one run again, at its places
+"""`record` does what a CUDA graph does, on the CPU: it runs the kernels of one run again, at its places
 in memory. What Python decided is not decided anew, and no value may be asked for."""
 
 from __future__ import annotations
