@@ -77,10 +77,16 @@ def test_texts_end_where_the_prompt_says(bench: ModuleType) -> None:
 
 @pytest.mark.usefixtures("bench")
 def test_recorded_layers_leave_the_engine_to_launch_whatever_the_depth() -> None:
-    launches = script("bench_launches")
-    shallow, deep = (launches.count_launches("sdar_tiny", layers, "block", slots=2) for layers in (2, 4))
+    forwards = script("bench_forwards")
+    shallow, deep = (forwards.count_launches("sdar_tiny", layers, "block", slots=2) for layers in (2, 4))
     per_layer = (deep["operations"] - shallow["operations"]) / 2
     assert per_layer > 30
     # Emptying the store, once per batch, has operations for each layer.
     assert deep["left when replayed"] - shallow["left when replayed"] < per_layer / 20
     assert shallow["left when replayed"] < shallow["operations"] - 2 * per_layer + 20
+
+
+@pytest.mark.usefixtures("bench")
+def test_the_engine_pads_little_of_ragged_prompts() -> None:
+    found = script("bench_forwards").count_padding(slots=16, num_prompts=32)
+    assert found["engine"] < 0.05 < found["batches in order"]
