@@ -3,8 +3,8 @@
     python scripts/bench_forwards.py [--json]
 
 `launches`: operations that a GPU is given one by one per forward, and how many are left when the model's
-layers are recorded and replayed (`rollout.cuda_graphs`), at the depths of LLaDA-8B and SDAR-8B and tiny widths,
-16 rows. An operation that writes something is about one kernel launch; that of a replay itself is not counted.
+layers are recorded and replayed (`rollout.cuda_graphs`), at the depths of LLaDA-8B and SDAR-8B, tiny widths,
+16 rows. An operation that writes something is about one launch; that of a replay itself is not counted.
 `padding`: the share of positions that are padding, prompts of 40 to 200 tokens in groups of 4, canvas 64.
 """
 
