@@ -18,8 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from bench_rollout import SHAPES, random_model, show, some_requests
-from rich.console import Console
+from bench_rollout import SHAPES, random_model, show, some_requests, wide_console
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -111,8 +110,8 @@ def main() -> int:
     if asked.json:
         print(json.dumps({"launches": launches, "padding": padding}))
     else:
-        show(Console(), "Operations that a GPU is given one by one, per forward", launches)
-        show(Console(), "Share of positions that are padding", padding)
+        show(wide_console(), "Operations that a GPU is given one by one, per forward", launches)
+        show(wide_console(), "Share of positions that are padding", padding)
     return 0
 
 

@@ -489,6 +489,11 @@ def show(console: Console, title: str, rows: Sequence[Row]) -> None:
     console.print(table)
 
 
+def wide_console() -> Console:
+    """The terminal; where the output goes elsewhere, wide enough that no cell is cut."""
+    return Console(width=None if sys.stdout.isatty() else 180)
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
@@ -527,7 +532,7 @@ def main() -> int:
         ),
     }
     chosen = asked.only or (["shape"] if asked.shape else [name for name in sections if name != "shape"])
-    console, found = Console(), {}
+    console, found = wide_console(), {}
     for name in chosen:
         found[name] = sections[name]()
         if not asked.json:
