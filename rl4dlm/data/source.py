@@ -181,18 +181,22 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet(local: bool) -> Iterator[None]:
-    """No progress bars and no second account of an error for local files; downloads keep their voice."""
+    """For local files no progress bars, no second account of an error, no request by which the hub counts
+    uses; downloads keep their voice."""
     if not local:
         yield
         return
     import datasets
 
     bars, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
         datasets.logging.set_verbosity(verbosity)
         if not bars:
             datasets.enable_progress_bars()

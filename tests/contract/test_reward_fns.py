@@ -355,6 +355,7 @@ def test_math_agrees_with_the_published_score_of_saved_completions():
     assert sum(scores) == 146
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["{}", "${}$", "\\boxed{{{}}}", "<answer>${}$.</answer>"])
 def test_math_accepts_every_reference_answer(layout):
     answers = [row["answer"] for row in rows_of("math500.jsonl")]

@@ -69,6 +69,20 @@ def test_reading_is_silent_and_leaves_progress_bars_as_they_were(
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_hub_is_not_told_of_local_files(
+    tmp_path: Path, write_jsonl: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    monkeypatch.setattr(datasets.load, "get_session", lambda: asked.append("the hub"))
+    read_rows(str(write_jsonl(ROWS)))
+    assert not asked
+    assert datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.load.increase_load_count("json")
+    assert asked  # what would have been called
+
+
 def test_a_missing_file_names_the_near_one(tmp_path: Path, write_jsonl: Callable) -> None:
     write_jsonl(ROWS, "questions.jsonl")
     message = fail(tmp_path / "question.jsonl")

@@ -257,6 +257,7 @@ def test_a_hanging_sample_takes_its_children_with_it(plugin):
         assert all_gone(left)
 
 
+@pytest.mark.slow
 def test_a_batch_in_which_everything_hangs_is_given_up(plugin, monkeypatch):
     monkeypatch.setattr(pool, "MAX_CULPRITS", 3)
     start = time.monotonic()
@@ -286,6 +287,7 @@ def test_many_samples_that_raise_are_all_found_and_no_other_is_blamed(plugin):
     assert scores.errors == {"raised": 16}
 
 
+@pytest.mark.slow
 def test_a_slow_function_is_not_a_hanging_one_and_is_not_interrupted_twice(plugin):
     with RewardPool(config(plugin, "unhurried", timeout_s=0.8)) as rewards:
         # Eight samples take 1.2 s, more than the chunk's 0.8 s; each alone takes 0.15 s.

@@ -145,6 +145,7 @@ def test_the_random_mask_loss_is_unbiased_for_the_enumerated_one():
     assert abs(np.mean(sample) - exact) < 4 * np.std(sample) / 10
 
 
+@pytest.mark.slow
 def test_exact_counts_give_the_negative_elbo():
     model, prompt, completion = tiny_denoiser(), [1, 0], [2, 0, 1, 1]
     exact = -enumerate_elbo(conditional_table(model, prompt, completion))
@@ -217,6 +218,7 @@ def test_semi_ar_with_one_block_is_random_mask():
         assert torch.equal(row_nll(model, semi, range(5)), row_nll(model, plain, range(5)))
 
 
+@pytest.mark.slow
 def test_semi_ar_sums_the_elbos_of_blocks_with_later_blocks_hidden():
     model, prompt, completion = tiny_denoiser(), [1, 0], [2, 0, 1, 1, 0]
     table = conditional_table(model, prompt, completion)  # rows by code of the hidden positions
@@ -291,6 +293,7 @@ def test_blocks_of_one_token_are_next_token_prediction_without_variance(llada, r
         assert row_nll(llada, made, [0]).item() == pytest.approx(exact, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_block_loss_is_the_mean_over_masks_of_every_block(llada):
     """Blocks [q q | a b] and [c d], each with the exact mean over its two counts and their subsets."""
 
