@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,8 +25,9 @@ from rl4dlm.preflight import Preflight
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.sections import TrainerConfig
 from rl4dlm.reward.judge import Scorer, is_correct, score_groups, score_steps
-from rl4dlm.rollout import Engine, Request, mix_block_lengths
+from rl4dlm.rollout import Engine, Request
 from rl4dlm.rollout.groups import group_rollouts, make_requests
+from rl4dlm.sampling import requests_of
 from rl4dlm.trainers import make_trainer, setting_of
 from rl4dlm.trainers.base import Metrics
 from rl4dlm.trainers.sft import sft_batch
@@ -135,15 +135,8 @@ class PlainRun:
         return float(is_correct(scores, self.recipe.reward).mean())
 
     def _sample(self, update: int) -> list[RolloutGroup]:
-        rollout, seed = self.recipe.rollout, self.recipe.run.seed
-        prompts = self.checks.prompts.batch(update - 1, rollout.prompts_per_update)
-        requests = make_requests(prompts, rollout.num_generations, seed, "rollout", update)
-        requests = mix_block_lengths(requests, rollout.block_lengths, seed, "block_length", update)
-        spec = SamplerSpec.from_config(rollout)
-        spec = replace(spec, record_predictions=self.trainer.needs_predictions)
-        enlarged = self.recipe.algorithm.rollout_block_length(update)
-        if enlarged is not None:
-            spec = replace(spec, block_length=enlarged)
+        prompts = self.checks.prompts.batch(update - 1, self.recipe.rollout.prompts_per_update)
+        requests, spec = requests_of(self.recipe, self.trainer, prompts, update)
         return group_rollouts(prompts, self._generate(requests, spec))
 
     def _generate(self, requests: Sequence[Request], spec: SamplerSpec) -> list[Rollout]:

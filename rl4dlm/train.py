@@ -6,8 +6,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -22,10 +23,19 @@ from rl4dlm.prompt_filter import num_tried, over_denoised_prompts
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.sections import OverDenoisingFilter
 from rl4dlm.reward.judge import is_correct, score_groups, score_steps
-from rl4dlm.reward.scores import num_not_applicable, too_many_failures
-from rl4dlm.rollout import mix_block_lengths, to_table, write_parquet
-from rl4dlm.rollout.groups import group_rollouts, make_requests
-from rl4dlm.run_folder import RunFolder, storage
+from rl4dlm.reward.scores import too_many_failures
+from rl4dlm.rollout import to_table, write_parquet
+from rl4dlm.run_folder import Checkpoint, CheckpointParts, RunFolder, storage
+from rl4dlm.sampling import (
+    STALENESS,
+    Ahead,
+    Drawn,
+    draw,
+    load_drawn,
+    require_fresh,
+    rollout_metrics,
+    save_drawn,
+)
 from rl4dlm.tracking import (
     RunHistory,
     Sentinel,
@@ -38,7 +48,7 @@ from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.base import Trainer
 from rl4dlm.trainers.sft import SFTBatch, sft_batch
 from rl4dlm.trainers.sft_steps import warm_start_plan
-from rl4dlm.types import Prompt, Rollout, RolloutGroup, Scores, flatten
+from rl4dlm.types import Prompt, RolloutGroup, Scores
 from rl4dlm.voice import Clock, Voice, places
 from rl4dlm.workers.placement import Placement, ray_session, reserve
 from rl4dlm.workers.policy_group import PolicyGroup, RankDied
@@ -69,6 +79,8 @@ class Run:
     """Training prompts; fewer than the data's where they are filtered."""
     update: int = 0
     """Updates done; also the version of the weights."""
+    ahead: Ahead | None = field(init=False, default=None)
+    """Draws the next update's rollouts while one runs; only under `cluster.schedule: one_step_off`."""
     sentinel: Sentinel = field(init=False)
     """Watches for collapse; made anew where the run goes on from a checkpoint."""
     warned: set[str] = field(default_factory=set)
@@ -131,6 +143,8 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
             recipe, folder, checks, voice, placement, trainer, model_path, policy, rollouts, rewards,
             checks.prompts,
         )  # fmt: skip
+        if STALENESS[recipe.cluster.schedule]:
+            run.ahead = Ahead(partial(_draw, run))
         voice.say("loading the model on all workers")
         policy.load(model_path)
         rollouts.wait_ready()
@@ -140,6 +154,8 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, voice: Voice) ->
         (run.policy if run else policy).kill()
         if run is not None:
             run.rollouts.close()
+            if run.ahead is not None:
+                run.ahead.close()
         rewards.close()
         placement.remove()
 
@@ -189,6 +205,7 @@ def _begin(run: Run) -> None:
     run.sentinel = _sentinel(run)
     _sync(run)
     run.prompts = _training_prompts(run)
+    _take_up_rollouts(run, checkpoint)
     if not run.tracker.evaluated(0) and run.update == 0:
         _evaluate(run)
 
@@ -256,26 +273,30 @@ def _one_update(run: Run, update: int) -> None:
         return _offline_update(run, update)
     recipe, clock = run.recipe, Clock()
     with clock("rollout"):
-        groups = _sample(run, update)
+        drawn = _rollouts(run, update)
+    groups = drawn.groups
     with clock("reward"):
         scores = score_groups(run.rewards, groups, update)
         step_rewards, step_metrics = _score_steps(run, groups, update)
     _refuse_failing_rewards(run, scores, update)
     seed = derive_seed(recipe.run.seed, "update", update)
     batch, metrics = run.trainer.prepare(
-        groups, scores, policy_version=run.update, seed=seed, step_rewards=step_rewards
+        groups, scores, policy_version=drawn.version, seed=seed, step_rewards=step_rewards
     )
-    metrics |= step_metrics
+    metrics |= step_metrics | {"rollout/staleness": float(run.update - drawn.version)}
     with clock("replay"):
         metrics["replay/logprob_abs_diff"] = _replay_gap(run, groups)
     with clock("update"):
         if batch is not None:
             metrics |= run.policy.update(batch, update)
     run.update = update
+    if run.ahead is not None:
+        with clock("rollout"):
+            run.ahead.wait()
     with clock("sync"):
         metrics |= _sync(run)
     _write_rollouts(run, groups, scores, step_rewards, update)
-    metrics |= rollout_metrics(groups, scores, is_correct(scores, recipe.reward), clock["rollout"])
+    metrics |= rollout_metrics(groups, scores, is_correct(scores, recipe.reward), drawn.seconds)
     metrics |= completion_health(groups, scores.reward)
     metrics |= {"rollout/restarts": float(run.rollouts.restarts), **clock.metrics()}
     _record(run, update, metrics, [group.prompt for group in groups])
@@ -322,18 +343,22 @@ def _evaluates(recipe: Recipe, update: int) -> bool:
     return update == recipe.trainer.max_steps or bool(every and update % every == 0)
 
 
-def _sample(run: Run, update: int) -> list[RolloutGroup]:
-    rollout = run.recipe.rollout
-    prompts = run.prompts.batch(update - 1, rollout.prompts_per_update)
-    seed = run.recipe.run.seed
-    requests = make_requests(prompts, rollout.num_generations, seed, "rollout", update)
-    requests = mix_block_lengths(requests, rollout.block_lengths, seed, "block_length", update)
-    record = rollout.record_predictions or run.trainer.needs_predictions
-    spec = replace(SamplerSpec.from_config(rollout), record_predictions=record)
-    enlarged = run.recipe.algorithm.rollout_block_length(update)
-    if enlarged is not None:
-        spec = replace(spec, block_length=enlarged)
-    return group_rollouts(prompts, run.rollouts.generate(requests, spec, run.update))
+def _rollouts(run: Run, update: int) -> Drawn:
+    """The rollouts of an update, drawn ahead or now; those of the next one are begun where the schedule says
+    so."""
+    ahead = run.ahead
+    drawn = None if ahead is None else ahead.take(update)
+    if drawn is None:
+        drawn = _draw(run, update, run.update)
+    if ahead is not None and update < run.recipe.trainer.max_steps:
+        ahead.start(update + 1, run.update)
+    require_fresh(drawn, run.update, run.recipe.cluster.schedule)
+    return drawn
+
+
+def _draw(run: Run, update: int, version: int) -> Drawn:
+    prompts = run.prompts.batch(update - 1, run.recipe.rollout.prompts_per_update)
+    return draw(run.recipe, run.trainer, prompts, run.rollouts.generate, update=update, version=version)
 
 
 def _score_steps(
@@ -445,12 +470,19 @@ def _save(run: Run) -> None:
     state = {"version": run.update, "model": run.model_path, "seed": run.recipe.run.seed}
     run.folder.save_checkpoint(
         run.update,
-        run.policy.save,
+        partial(_save_parts, run),
         state,
         run.recipe.trainer.save_total_limit,
         good=_good_update(run) if run.recipe.sentinel.enabled else None,
     )
     run.tracker.end_phase()
+
+
+def _save_parts(run: Run, folder: Path) -> None:
+    run.policy.save(folder)
+    drawn = None if run.ahead is None else run.ahead.wait()
+    if drawn is not None:
+        save_drawn(drawn, run.update + 1, CheckpointParts(folder).rollouts)
 
 
 def _rebuild(run: Run, reason: str) -> None:
@@ -466,7 +498,19 @@ def _rebuild(run: Run, reason: str) -> None:
         run.policy.restore(checkpoint.folder)
     run.voice.rewind(run.update)
     run.sentinel = _sentinel(run)
+    if run.ahead is not None:
+        run.ahead.drop()
     _sync(run)
+    _take_up_rollouts(run, checkpoint)
+
+
+def _take_up_rollouts(run: Run, checkpoint: Checkpoint | None) -> None:
+    """Rollouts that were drawn ahead when the checkpoint was saved are learned from next."""
+    if run.ahead is None or checkpoint is None or not checkpoint.parts.rollouts.exists():
+        return
+    update = checkpoint.update + 1
+    prompts = run.prompts.batch(update - 1, run.recipe.rollout.prompts_per_update)
+    run.ahead.put(update, load_drawn(checkpoint.parts.rollouts, prompts))
 
 
 def _finish(run: Run) -> None:
@@ -478,32 +522,3 @@ def _finish(run: Run) -> None:
         shutil.rmtree(target)  # of an earlier, shorter leg of this run
     run.policy.export(target)
     run.tracker.finish(run.tracker.summary(places(run.folder)))
-
-
-def rollout_metrics(
-    groups: list[RolloutGroup], scores: Scores, correct: np.ndarray, rollout_s: float
-) -> dict[str, float]:
-    """What the rollouts of one update say about the policy and the sampler."""
-    rollouts: list[Rollout] = flatten(groups)
-    lengths = np.array([rollout.completion_len for rollout in rollouts])
-    canvas = np.array([len(rollout.completion_ids) for rollout in rollouts])
-    forwards = np.array([rollout.num_forwards for rollout in rollouts])
-    ended = np.array([rollout.completion_len < len(rollout.completion_ids) for rollout in rollouts])
-    metrics = {
-        "accuracy": float(correct.mean()),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/min_length": float(lengths.min()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": float(1 - ended.mean()),
-        "diffusion/nfe_per_sample": float(forwards.mean()),
-        "diffusion/tokens_per_forward": float(lengths.sum() / forwards.sum()),
-        "rollout/tokens_per_s": float(canvas.sum() / max(rollout_s, 1e-9)),
-        "reward/errors": float(sum(scores.errors.values())),
-        "reward/not_applicable": float(num_not_applicable(scores)),
-    }
-    for name, values in scores.components.items():
-        known = values[np.isfinite(values)]
-        if len(known):
-            metrics[f"rewards/{name}/mean"] = float(known.mean())
-            metrics[f"rewards/{name}/std"] = float(known.std())
-    return metrics | {f"rewards/{name}": value for name, value in scores.logged.items()}

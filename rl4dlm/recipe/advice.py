@@ -89,3 +89,32 @@ def trajectories_know_the_whole_vocabulary(recipe: Recipe) -> Iterator[Finding]:
             f"{recipe.algorithm.type} are those of an uncut sampler",
             "set rollout.top_p to 1 and rollout.top_k to 0, and lower rollout.temperature",
         )
+
+
+@advice
+def older_rollouts_are_weighed(recipe: Recipe) -> Iterator[Finding]:
+    algorithm, schedule = recipe.algorithm, recipe.cluster.schedule
+    if schedule == "sync" or algorithm.corrects_staleness:
+        return
+    can = "importance_correction" in type(algorithm).model_fields
+    yield (
+        "cluster.schedule",
+        f"cluster.schedule = {schedule}: rollouts are one update older than the weights that learn from "
+        f"them, and {algorithm.type} takes them for its own",
+        "set algorithm.importance_correction=truncated"
+        if can
+        else "keep the learning rate low, watch replay/logprob_abs_diff, or set cluster.schedule=sync",
+    )
+
+
+@advice
+def what_overlaps_has_devices_of_its_own(recipe: Recipe) -> Iterator[Finding]:
+    cluster = recipe.cluster
+    shared = cluster.gpus_per_trainer and cluster.gpus_per_rollout_worker and cluster.placement == "colocated"
+    if cluster.schedule != "sync" and shared:
+        yield (
+            "cluster.schedule",
+            f"cluster.schedule = {cluster.schedule} with colocated workers: sampling and updating wait for "
+            "the same GPUs",
+            "set cluster.placement=separate",
+        )

@@ -48,6 +48,11 @@ class AnyMethod(Config):
         return False
 
     @property
+    def corrects_staleness(self) -> bool:
+        """Whether rollouts that older weights drew are weighed, or need not be."""
+        return False
+
+    @property
     def has_ratios(self) -> bool:
         """Whether the loss compares with the weights that an update begins with."""
         return False
@@ -123,6 +128,11 @@ class Corrected(Clipped):
     @property
     def scores_trajectories(self) -> bool:
         """Importance weights replay trajectories."""
+        return self.importance_correction != "none"
+
+    @property
+    def corrects_staleness(self) -> bool:
+        """By importance weights."""
         return self.importance_correction != "none"
 
 
@@ -284,6 +294,11 @@ class AGRPOConfig(TokenLevel, Referenced):
     def has_ratios(self) -> bool:
         """Not to those weights, where the sampler's record is compared with."""
         return self.ratio_against == "update"
+
+    @property
+    def corrects_staleness(self) -> bool:
+        """By ratios to what the sampler recorded."""
+        return self.ratio_against == "rollout" or super().corrects_staleness
 
     def states_per_completion(self, rollout: RolloutConfig) -> float:
         """M, or the steps of the sampler if they are fewer."""
@@ -581,6 +596,11 @@ class VRPOConfig(AnyMethod):
     def samples_rollouts(self) -> bool:
         """Only online."""
         return self.pairs == "online"
+
+    @property
+    def corrects_staleness(self) -> bool:
+        """Which completion is better does not depend on who wrote it."""
+        return True
 
 
 class PluginConfig(Method):

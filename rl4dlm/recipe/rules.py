@@ -402,6 +402,17 @@ def a_worker_uses_one_gpu(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def what_is_drawn_ahead_is_sampled(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.cluster.schedule != "sync" and not recipe.algorithm.samples_rollouts:
+        yield (
+            "cluster.schedule",
+            f"cluster.schedule = {recipe.cluster.schedule}, and {recipe.algorithm.type} samples nothing for "
+            "an update",
+            "set cluster.schedule=sync",
+        )
+
+
+@rule
 def graphs_are_recorded_on_a_gpu(recipe: Recipe) -> Iterator[Finding]:
     gpus, engine = recipe.cluster.gpus_per_rollout_worker, recipe.rollout.engine
     quantization = recipe.model.quantization
@@ -634,6 +645,16 @@ def sampling_fits(recipe: SFTRecipe) -> Iterator[Finding]:
         yield from sampler_settings_are_read(recipe)
         yield from graphs_are_recorded_on_a_gpu(recipe)
         yield from every_reward_has_a_weight(recipe)
+
+
+@sft_rule
+def fine_tuning_draws_nothing_ahead(recipe: SFTRecipe) -> Iterator[Finding]:
+    if recipe.cluster.schedule != "sync":
+        yield (
+            "cluster.schedule",
+            f"cluster.schedule = {recipe.cluster.schedule}, and fine-tuning samples nothing for a step",
+            "set cluster.schedule=sync",
+        )
 
 
 @sft_rule

@@ -502,6 +502,11 @@ class ClusterConfig(Config):
     placement: Literal["colocated", "separate"] = "colocated"
     """`colocated`: rollout worker i shares the resources of trainer i. `separate`: resources of their own."""
 
+    schedule: Literal["sync", "one_step_off"] = "sync"
+    """`sync`: sampling and updating alternate, every rollout is of the very weights that learn from it.
+    `one_step_off`: the rollouts of the next update are drawn while an update runs, so by weights one update
+    older; worth it where samplers and trainers have devices of their own."""
+
     trainer_resource: str | None = None
     """Custom Ray resource that nodes for trainers carry, e.g. `trainer`; None: any node."""
 

@@ -40,6 +40,7 @@ class RolloutPool:
         self._manifest: Manifest | None = None
         self._loaded_version: int | None = None
         self.restarts = 0
+        self._closed = False
         self.workers = [self._spawn(seat) for seat in self._seats]
 
     def wait_ready(self) -> None:
@@ -115,10 +116,10 @@ class RolloutPool:
             raise _cause(error, "sampling failed") from error
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and with an error whatever is being sampled in another thread."""
+        self._closed = True
         for worker in self.workers:
             ray.kill(worker)
-        self.workers = []
 
     @property
     def _timeout(self) -> float:
@@ -136,6 +137,8 @@ class RolloutPool:
 
     def _replace(self, index: int, reason: BaseException) -> None:
         """A fresh worker in the dead one's seat, brought to the current weights."""
+        if self._closed:
+            raise RolloutError("the run has ended.") from reason
         self.restarts += 1
         if self.restarts > self._recipe.cluster.max_rollout_restarts:
             raise RolloutError(

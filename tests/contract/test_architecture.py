@@ -14,7 +14,7 @@ FLOORS = [
     {"advantage", "likelihood", "loss", "decoding"},
     {"data", "models", "rollout", "reward", "tracking"},
     {"trainers", "preflight", "voice", "prompt_filter", "export", "benchmarks", "lm_eval_bridge"},
-    {"workers", "cost", "score"},
+    {"workers", "cost", "score", "sampling"},
     {"evaluate", "dry_run", "doctor", "estimate", "plain"},
     {"train", "finetune", "standalone", "suite"},
     {"cli"},

@@ -202,6 +202,15 @@ BROKEN = [
         "set it to 1",
     ),
     (
+        "what_is_drawn_ahead_is_sampled",
+        [
+            *("algorithm={type: vrpo}", "cluster.schedule=one_step_off", *DATASET, NO_WARM_START),
+            "model.init.tokenizer.type=byte_bpe",
+        ],
+        "cluster.schedule = one_step_off",
+        "cluster.schedule=sync",
+    ),
+    (
         "graphs_are_recorded_on_a_gpu",
         ["rollout.cuda_graphs=true"],
         "cluster.gpus_per_rollout_worker = 0",

@@ -41,6 +41,12 @@ BROKEN = [
     ("sampling_fits", ["rollout.block_length=3"], "rollout.block_length", "1 or 2 or 4"),
     ("sampling_fits", ["rollout.threshold=0.5"], "rollout.threshold = 0.5", "remove it"),
     ("sampling_fits", ["reward.reward_weights=[1, 2]"], "reward.reward_weights", "one weight per"),
+    (
+        "fine_tuning_draws_nothing_ahead",
+        ["cluster.schedule=one_step_off"],
+        "cluster.schedule = one_step_off",
+        "cluster.schedule=sync",
+    ),
     ("steps_have_rows", ["cluster.num_trainers=129"], "cluster.num_trainers", "128 ranks or less"),
     ("steps_have_rows", ["trainer.num_minibatches=2"], "trainer.num_minibatches", "sft.batch_size"),
     (
