@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rl4dlm.decoding import SamplerSpec
-from rl4dlm.errors import RolloutError
+from rl4dlm.errors import CheckpointError, DataError, RolloutError
 from rl4dlm.recipe import Recipe
 from rl4dlm.reward.scores import num_not_applicable
 from rl4dlm.rollout import Request, from_table, mix_block_lengths, to_table, write_parquet
@@ -144,9 +144,19 @@ def save_drawn(drawn: Drawn, update: int, path: Path) -> None:
 
 
 def load_drawn(path: Path, prompts: Sequence[Prompt]) -> Drawn:
-    """The rollouts that `save_drawn` wrote, for the prompts that they were drawn for."""
-    groups, _ = from_table(pq.read_table(path))
-    rollouts = flatten(groups)
+    """The rollouts that `save_drawn` wrote, for the prompts that they were drawn for.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        rollouts = flatten(from_table(pq.read_table(path))[0])
+    except (OSError, ValueError, DataError) as error:  # Arrow's errors are ValueErrors
+        raise CheckpointError(
+            f"{path}: cannot be read: {str(error).splitlines()[0]}\n"
+            "Fix: delete the file, then the next rollouts are drawn by the checkpoint's weights; or go on "
+            "from an earlier checkpoint with --resume step=N."
+        ) from error
     return Drawn(group_rollouts(prompts, rollouts), rollouts[0].policy_version, 0.0)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import tiny_groups, tiny_scores
 
-from rl4dlm.errors import RolloutError
+from rl4dlm.errors import CheckpointError, RolloutError
 from rl4dlm.sampling import Ahead, Drawn, load_drawn, require_fresh, rollout_metrics, save_drawn
 from rl4dlm.types import RolloutGroup
 
@@ -100,6 +100,17 @@ def test_rollouts_survive_a_checkpoint(groups: list[RolloutGroup], tmp_path: Pat
         assert one.prompt == other.prompt
         for before, after in zip(one.rollouts, other.rollouts, strict=True):
             require_equal(before, after)
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied"])
+def test_damaged_rollouts_of_a_checkpoint_are_named(
+    groups: list[RolloutGroup], tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "next.parquet"
+    save_drawn(Drawn(groups, 0, 0.0), 1, path)
+    path.write_bytes(path.read_bytes()[: 300 if damage == "cut" else 0])
+    with pytest.raises(CheckpointError, match=r"next.parquet: cannot be read: (.|\n)*Fix: delete the file"):
+        load_drawn(path, [group.prompt for group in groups])
 
 
 def require_equal(before: Any, after: Any) -> None:
