@@ -1,7 +1,7 @@
 """What a user may ask for: one frozen pydantic class per recipe section.
 
 Names follow TRL where TRL has the concept and the d1 lineage for diffusion. Every field says its unit, its
-special values and what it must agree with; `rules.py` checks what ties sections together.
+special values and what it must agree with; `rules/` checks what ties sections together.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from rl4dlm.decoding import STRATEGIES, SamplerSpec
 from rl4dlm.decoding.learned import find_policy
 from rl4dlm.decoding.proposal import Law
 from rl4dlm.errors import RecipeError
-from rl4dlm.recipe.rules import _READERS
+from rl4dlm.recipe.rules.sampling import _READERS
 from rl4dlm.recipe.sections import RolloutConfig
 
 SPEC = SamplerSpec(gen_len=16, block_length=4, steps=8)
