@@ -44,6 +44,8 @@ class _Program:
     """Recorded layers."""
 
     inputs: Mapping[str, Tensor]
+    store: Store | None
+    """What the recording reads and writes beside its inputs; held here, since a recording holds nothing."""
     replay: Callable[[], None]
     output: Tensor
 
@@ -182,7 +184,7 @@ class Graphs:
         def run() -> Tensor:
             return states(fixed["input_ids"], fixed.get("mask"), fixed["positions"], store)
 
-        return _Program(fixed, *self._record(run))
+        return _Program(fixed, store, *self._record(run))
 
 
 class CudaRecorder:
