@@ -35,6 +35,7 @@ from rl4dlm.trainers.sft_steps import warm_start_plan
 from rl4dlm.trainers.trace_value import TraceValue
 from rl4dlm.types import Denoiser, Rollout, RolloutGroup
 from rl4dlm.workers.critic import Critic
+from rl4dlm.workers.engine import mix_reference
 from rl4dlm.workers.schedule import learning_rate, warm_start_rate
 from rl4dlm.workers.supervised import RankSFT
 from rl4dlm.workers.update import RankUpdate
@@ -121,6 +122,7 @@ class PlainRun:
         )
         if batch is not None:
             metrics |= self._learn(batch, update)
+            self._sync_reference(update)
         self.version = update
         metrics["accuracy"] = float(is_correct(scores, self.recipe.reward).mean())
         return metrics | {"step_time": time.monotonic() - began}
@@ -165,6 +167,12 @@ class PlainRun:
                 return with_explained_variance(finish_metrics(judged))
         parts.append(self._update.run(batch))
         return with_explained_variance(finish_metrics(merge_metrics(parts)))
+
+    def _sync_reference(self, update: int) -> None:
+        """Move the reference towards the policy where it is time to."""
+        algorithm, frozen = self.recipe.algorithm, self._update.reference
+        if frozen is not None and algorithm.syncs_reference_at(update):
+            mix_reference(self.engine, frozen.model, 0, algorithm.ref_model_mixup_alpha)
 
     def _load(self) -> LoadedModel:
         return load(self._model_path, **options_of(self.recipe.model))

@@ -49,6 +49,8 @@ class CheckpointParts:
         """The policy as a Hugging Face folder; absent under LoRA."""
         self.adapter = folder / "adapter"
         """The adapters in peft's format; only under LoRA."""
+        self.reference = folder / "reference"
+        """The reference policy as a Hugging Face folder; only where it follows the policy."""
         self.rollouts = folder / "next_rollouts.parquet"
         """What the next update learns from, where it was drawn ahead."""
 

@@ -37,6 +37,10 @@ class AnyMethod(Config):
         """Whether a frozen reference policy is needed."""
         return False
 
+    def syncs_reference_at(self, update: int) -> bool:
+        """Whether the reference moves towards the policy after update 1, 2, ..."""
+        return False
+
     @property
     def needs_predictions(self) -> bool:
         """Whether rollouts must hold what the sampler predicted at every masked position of every step."""
@@ -107,6 +111,21 @@ class Referenced(Method):
     kl_estimator: Literal["k2", "k3"] = "k2"
     """k2 = d^2/2 (its gradient is that of the KL), k3 = exp(-d) + d - 1, on differences of
     log-probabilities."""
+
+    sync_ref_model: bool = False
+    """Let the reference policy follow: every `ref_model_sync_steps` updates it becomes
+    `ref_model_mixup_alpha` times the policy plus the rest of itself. Not under LoRA, whose reference is the
+    base model."""
+
+    ref_model_sync_steps: int = Field(512, ge=1)
+    """Updates between two such moves; coupled-GRPO: 64."""
+
+    ref_model_mixup_alpha: float = Field(0.6, gt=0, le=1)
+    """The policy's share; 1 makes the reference the policy."""
+
+    def syncs_reference_at(self, update: int) -> bool:
+        """Whether the reference moves towards the policy after update 1, 2, ..."""
+        return self.sync_ref_model and update % self.ref_model_sync_steps == 0
 
     @property
     def keeps_reference(self) -> bool:

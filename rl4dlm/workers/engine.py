@@ -143,6 +143,35 @@ def make_frozen_engine(module: nn.Module, trainer: TrainerConfig) -> Any:
     return engine
 
 
+def mix_reference(engine: Any, frozen: Any, stage: int, alpha: float) -> None:
+    """Move the reference towards the policy: `alpha` policy + (1 - alpha) reference, in float32.
+
+    Source: TR-DPO (arXiv:2404.09656), as TRL's `sync_ref_model`. A collective under ZeRO-3.
+
+    Args:
+        engine: the policy's.
+        frozen: what `make_frozen_engine` made of the same network.
+        stage: of ZeRO.
+        alpha: the policy's share.
+    """
+    with gathered(engine, stage) as policy, whole_reference(frozen, stage) as reference, torch.no_grad():
+        for name, weight in reference.items():
+            weight.copy_(torch.lerp(weight.float(), policy[name].float(), alpha))
+
+
+@contextmanager
+def whole_reference(frozen: Any, stage: int) -> Iterator[dict[str, Tensor]]:
+    """The reference's whole parameters by name; under ZeRO-3 a collective, and what rank 0 writes into them
+    is everybody's afterwards."""
+    if stage < 3:
+        yield dict(frozen.named_parameters())
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(frozen.module.parameters()), modifier_rank=0):
+        yield dict(frozen.module.named_parameters())
+
+
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
     """The rate is a pure function of the update, so no scheduler state exists."""
     for group in engine.optimizer.param_groups:

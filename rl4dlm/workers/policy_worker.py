@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -183,9 +184,17 @@ class _PolicyWorker:
             if update <= self._critic.method.value.warmup_updates:
                 return judged
         metrics = merge_metrics([judged, self._update.run(batch)])
+        self._sync_reference(update)
         if self._rank == 0:
             metrics["learning_rate"] = rate
         return metrics
+
+    def _sync_reference(self, update: int) -> None:
+        """Move the reference towards the policy where it is time to."""
+        algorithm, frozen = self._recipe.algorithm, self._update.reference
+        if frozen is not None and algorithm.syncs_reference_at(update):
+            stage, alpha = self._recipe.trainer.zero_stage, algorithm.ref_model_mixup_alpha
+            ds.mix_reference(self._engine, frozen.model, stage, alpha)
 
     def _judge(self, critic: Critic, batch: TrainBatch, rate: float) -> tuple[TrainBatch, Metrics]:
         """Train the value model, whose rate follows the policy's schedule; the batch gets its advantages."""
@@ -268,10 +277,24 @@ class _PolicyWorker:
             raise StorageError(f"{folder}: the checkpoint could not be written: {reason}") from error
         if self._recipe.trainer.lora is None:
             self.export(str(parts.model))
+            self._save_reference(parts.reference)
             return
         with ds.gathered(self._engine, self._recipe.trainer.zero_stage):
             if self._rank == 0:
                 save_adapter(self._engine.module, parts.adapter)
+
+    def _save_reference(self, folder: Path) -> None:
+        """Keep a reference that follows the policy; any other is the model that the run starts from."""
+        if not self._follows():
+            return
+        with ds.whole_reference(self._update.reference.model, self._recipe.trainer.zero_stage) as state:
+            if self._rank == 0:
+                save(self._loaded, folder, self._loaded.tokenizer, state_dict=state)
+
+    def _follows(self) -> bool:
+        """Whether the reference policy is moved."""
+        moved = isinstance(self._recipe, Recipe) and getattr(self._recipe.algorithm, "sync_ref_model", False)
+        return moved and self._update.reference is not None
 
     def restore(self, folder: str) -> None:
         """Read this rank's part of a checkpoint: weights and optimizer.
@@ -291,6 +314,13 @@ class _PolicyWorker:
                 raise _unreadable(folder, (str(error).splitlines() or [type(error).__name__])[0]) from error
             if found is None:
                 raise _unreadable(folder, f"the files of {part.name} are missing")
+        if self._follows():
+            kept = CheckpointParts(Path(folder)).reference
+            if not kept.is_dir():
+                raise _unreadable(folder, f"the reference policy, {kept.name}, is missing")
+            if self._recipe.trainer.zero_stage == 3:
+                self._update.reference.model.destroy()
+            self._update = replace(self._update, reference=self._reference_copy(str(kept)))
 
     def _engines(self, parts: CheckpointParts) -> list[tuple[Any, Path]]:
         """Everything with an optimizer, and where a checkpoint keeps it."""

@@ -1,4 +1,4 @@
-"""Rollouts drawn while the update before runs: one update older, and otherwise the very same run."""
+"""Rollouts drawn while the update before runs, and a reference that follows: they outlive whatever dies."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from launch import rows, wait_for, weights_digest, without_clock
 pytestmark = pytest.mark.slow
 
 OVERLAPPED = "cluster.schedule=one_step_off"
+FOLLOWED = ("algorithm.beta=0.05", "algorithm.sync_ref_model=true", "algorithm.ref_model_sync_steps=1")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("uninterrupted")
-    launch.finish(launch.start_driver(recipe, output, "run.name=whole", OVERLAPPED), output)
+    launch.finish(launch.start_driver(recipe, output, "run.name=whole", OVERLAPPED, *FOLLOWED), output)
     return output / "whole"
 
 
@@ -47,6 +48,13 @@ def test_rollouts_are_one_update_old(uninterrupted: Path) -> None:
     assert not (uninterrupted / "checkpoints/step_000004/next_rollouts.parquet").exists()
 
 
+def test_the_reference_follows_the_policy(uninterrupted: Path) -> None:
+    checkpoints = uninterrupted / "checkpoints"
+    references = [checkpoints / f"step_00000{update}" / "reference" for update in (2, 4)]
+    folders = (uninterrupted / "warm_start", *references, uninterrupted / "model")
+    assert len({weights_digest(folder) for folder in folders}) == 4
+
+
 def test_where_the_weights_hardly_move_the_schedules_draw_the_same(recipe: Path, tmp_path: Path) -> None:
     still = ("trainer.learning_rate=1e-30", "trainer.max_steps=3", "eval.steps=0")
     found = []
@@ -61,11 +69,11 @@ def test_killed_drivers_workers_and_ranks_change_nothing_but_time(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "wounded"
-    first = launch.start_driver(recipe, tmp_path, "run.name=wounded", OVERLAPPED)
+    first = launch.start_driver(recipe, tmp_path, "run.name=wounded", OVERLAPPED, *FOLLOWED)
     wait_for(lambda: len(rows(run / "metrics.jsonl")) >= 3, "update 3, after the checkpoint of update 2")
     first.send_signal(signal.SIGKILL)
     first.wait()
-    driver = launch.start_driver(recipe, tmp_path, "run.name=wounded", OVERLAPPED, "--resume")
+    driver = launch.start_driver(recipe, tmp_path, "run.name=wounded", OVERLAPPED, *FOLLOWED, "--resume")
 
     def wound() -> None:
         wait_for(lambda: [row["update"] for row in rows(run / "metrics.jsonl")][-1:] == [2], "the resume", 60)

@@ -94,8 +94,12 @@ def run(trainer: TrainerConfig, rank: int, world_size: int, *, plain: bool) -> d
         num_minibatches=trainer.num_minibatches,
         **extra,
     )
-    curve = [_summed(part.run(fixed_batch(update)), world_size) for update in range(UPDATES)]
     stage = 0 if plain else trainer.zero_stage
+    curve = []
+    for update in range(UPDATES):
+        curve.append(_summed(part.run(fixed_batch(update)), world_size))
+        if update == 1 and part.reference is not None:
+            ds.mix_reference(engine, part.reference.model, stage, alpha=0.6)
     with ds.gathered(engine, stage):
         weights = {k: v.float().clone() for k, v in merged_state_dict(engine.module).items()}
         synced = sorted(trainable_state(engine.module))

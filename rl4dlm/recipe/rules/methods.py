@@ -24,6 +24,26 @@ def clip_range_is_a_range(recipe: Recipe) -> Iterator[Finding]:
 
 
 @rule
+def a_reference_that_follows_is_kept(recipe: Recipe) -> Iterator[Finding]:
+    algorithm = recipe.algorithm
+    if not getattr(algorithm, "sync_ref_model", False):
+        return
+    if not algorithm.keeps_reference:
+        yield (
+            "algorithm.sync_ref_model",
+            "algorithm.sync_ref_model = true with algorithm.beta = 0: no reference policy is kept",
+            "set algorithm.beta above 0, or algorithm.sync_ref_model=false",
+        )
+    if recipe.trainer.lora is not None:
+        yield (
+            "algorithm.sync_ref_model",
+            "algorithm.sync_ref_model = true with trainer.lora: the reference is the base model, which stays "
+            "as it is",
+            "set algorithm.sync_ref_model=false, or train all weights",
+        )
+
+
+@rule
 def rates_are_a_range(recipe: Recipe) -> Iterator[Finding]:
     algorithm = recipe.algorithm
     if algorithm.type == "coupled_grpo" and algorithm.min_rate > algorithm.max_rate:

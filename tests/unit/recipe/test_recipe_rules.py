@@ -202,6 +202,18 @@ BROKEN = [
         "set it to 1",
     ),
     (
+        "a_reference_that_follows_is_kept",
+        ["algorithm.sync_ref_model=true"],
+        "algorithm.beta = 0",
+        "algorithm.beta above 0",
+    ),
+    (
+        "a_reference_that_follows_is_kept",
+        ["algorithm.sync_ref_model=true", "algorithm.beta=0.1", "trainer.lora.r=4", NO_WARM_START],
+        "trainer.lora",
+        "algorithm.sync_ref_model=false",
+    ),
+    (
         "what_is_drawn_ahead_is_sampled",
         [
             *("algorithm={type: vrpo}", "cluster.schedule=one_step_off", *DATASET, NO_WARM_START),

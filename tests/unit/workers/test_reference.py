@@ -1,0 +1,42 @@
+"""A reference policy that follows: when it moves, and to where."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rl4dlm.recipe.algorithms import CoupledGRPOConfig, GDPOConfig, VRPOConfig
+from rl4dlm.recipe.sections import TrainerConfig
+from rl4dlm.workers.engine import make_frozen_engine, mix_reference
+
+
+def linear(value: float, dtype: torch.dtype) -> torch.nn.Linear:
+    module = torch.nn.Linear(3, 2).to(dtype)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(value)
+    return module
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-7), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize("alpha", [0.6, 1.0])
+def test_it_becomes_a_share_of_the_policy_and_the_rest_of_itself(
+    dtype: torch.dtype, tolerance: float, alpha: float
+) -> None:
+    policy, frozen = linear(2.0, dtype), make_frozen_engine(linear(-1.0, dtype), TrainerConfig())
+    places = [parameter.data_ptr() for parameter in frozen.parameters()]
+    mix_reference(SimpleNamespace(module=policy), frozen, 0, alpha)
+    for parameter, place in zip(frozen.parameters(), places, strict=True):
+        wanted = torch.full_like(parameter, 2.0 * alpha - (1 - alpha))
+        torch.testing.assert_close(parameter, wanted, rtol=tolerance, atol=tolerance)
+        assert parameter.dtype == dtype and not parameter.requires_grad and parameter.data_ptr() == place
+    assert all(bool((parameter == 2.0).all()) for parameter in policy.parameters())
+
+
+def test_it_moves_at_every_nth_update_where_it_is_asked_to() -> None:
+    config = CoupledGRPOConfig(beta=0.01, sync_ref_model=True, ref_model_sync_steps=64)
+    assert [update for update in range(1, 200) if config.syncs_reference_at(update)] == [64, 128, 192]
+    assert not any(GDPOConfig(beta=0.1).syncs_reference_at(update) for update in range(1, 2000))
+    assert not VRPOConfig().syncs_reference_at(512)
