@@ -78,6 +78,8 @@ def _facts_table(recipe: AnyRecipe, checks: Preflight | SFTPreflight) -> Table:
         f"{samplers if recipe.reward is not None else ''}"
         f"{'local Ray cluster' if cluster.address is None else cluster.address}",
     )
+    if cluster.schedule != "sync":
+        table.add_row("schedule", f"{cluster.schedule}: the next rollouts are drawn while an update runs")
     table.add_row("run folder", str(RunFolder.of(recipe).root))
     return table
 

@@ -198,6 +198,12 @@ def test_a_tiny_recipe_passes_a_dry_run_that_starts_nothing(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["printed.txt"]
 
 
+def test_a_dry_run_names_a_schedule_that_overlaps(tmp_path):
+    for schedule, told in (("sync", False), ("one_step_off", True)):
+        recipe = of("quickstart", f"run.output_dir={tmp_path}", f"cluster.schedule={schedule}")
+        assert ("drawn while an update runs" in dry_run_output(recipe)) is told
+
+
 FAMILIES = {"llada": "llada", "dream": "dream", "sdar": "sdar", "trado": "sdar"}
 """First word of a large recipe's name -> architecture."""
 

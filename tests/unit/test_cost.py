@@ -141,6 +141,13 @@ def test_the_disk_holds_one_checkpoint_more_than_are_kept() -> None:
     assert cost_of(of("tracking.rollouts_every=0"), LLADA, 200).disk["rollouts"] == 0
 
 
+def test_a_reference_that_follows_is_kept_in_every_checkpoint() -> None:
+    fixed = cost_of(of("trainer.bf16=true", "algorithm.beta=0.1"), LLADA, 200).disk
+    followed = of("trainer.bf16=true", "algorithm.beta=0.1", "algorithm.sync_ref_model=true")
+    more = cost_of(followed, LLADA, 200).disk["checkpoints (2 kept)"] - fixed["checkpoints (2 kept)"]
+    assert more == 3 * 2 * BYTES
+
+
 def test_recorded_predictions_need_logits_of_the_whole_canvas_and_room_on_disk() -> None:
     shape = ["rollout.max_completion_length=256", "rollout.block_length=32", "rollout.diffusion_steps=128"]
     plain, mdpo, rcr, kept = (
