@@ -24,7 +24,7 @@ from rl4dlm.recipe.supervised import SFTConfig, SFTDataConfig
 
 
 class Recipe(Config):
-    """Everything a run needs; see `sections.py` and `algorithms.py` for what each key means."""
+    """Everything a run needs; see `sections.py` and `algorithms/` for what each key means."""
 
     model: ModelConfig
     data: DataConfig
