@@ -241,6 +241,7 @@ def data_overrides(name: str, folder: Path) -> Iterator[str]:
     yield f"data.eval={path if of(name).data.eval else 'null'}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_recipe_passes_a_dry_run_on_a_tiny_model_and_a_few_rows(name, tmp_path, stand_ins):
     data = tmp_path / "data"

@@ -14,6 +14,8 @@ from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.rollout import Engine, Request
 from rl4dlm.types import Denoiser, DenoiserSpec
 
+pytestmark = pytest.mark.slow
+
 LENGTH, TOKENS = 3, 2
 
 
