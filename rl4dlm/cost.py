@@ -182,7 +182,7 @@ def _kept_bytes(recipe: AnyRecipe, facts: ModelFacts) -> dict[str, float]:
     trainer, size = recipe.trainer, _dtype_bytes(recipe)
     trainable = trainable_parameters(recipe, facts)
     one = (12 if trainer.bf16 else 8) * trainable + 2 * trainable * size
-    if isinstance(recipe, Recipe) and getattr(recipe.algorithm, "sync_ref_model", False):
+    if isinstance(recipe, Recipe) and recipe.algorithm.reference_follows:
         one += facts.num_parameters * size
     watched = isinstance(recipe, Recipe) and recipe.sentinel.enabled
     kept = max(trainer.save_total_limit, 2) if watched else trainer.save_total_limit

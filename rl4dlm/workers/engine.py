@@ -155,21 +155,21 @@ def mix_reference(engine: Any, frozen: Any, stage: int, alpha: float) -> None:
         alpha: the policy's share.
     """
     with gathered(engine, stage) as policy, whole_reference(frozen, stage) as reference, torch.no_grad():
-        for name, weight in reference.items():
+        for name, weight in reference.named_parameters():
             weight.copy_(torch.lerp(weight.float(), policy[name].float(), alpha))
 
 
 @contextmanager
-def whole_reference(frozen: Any, stage: int) -> Iterator[dict[str, Tensor]]:
-    """The reference's whole parameters by name; under ZeRO-3 a collective, and what rank 0 writes into them
-    is everybody's afterwards."""
+def whole_reference(frozen: Any, stage: int) -> Iterator[nn.Module]:
+    """The reference's network with whole parameters; under ZeRO-3 a collective, and what rank 0 writes into
+    them is everybody's afterwards."""
     if stage < 3:
-        yield dict(frozen.named_parameters())
+        yield frozen
         return
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(frozen.module.parameters()), modifier_rank=0):
-        yield dict(frozen.module.named_parameters())
+        yield frozen.module
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:

@@ -287,14 +287,15 @@ class _PolicyWorker:
         """Keep a reference that follows the policy; any other is the model that the run starts from."""
         if not self._follows():
             return
-        with ds.whole_reference(self._update.reference.model, self._recipe.trainer.zero_stage) as state:
+        with ds.whole_reference(self._update.reference.model, self._recipe.trainer.zero_stage) as module:
             if self._rank == 0:
+                state = merged_state_dict(module)
                 save(self._loaded, folder, self._loaded.tokenizer, state_dict=state)
 
     def _follows(self) -> bool:
         """Whether the reference policy is moved."""
-        moved = isinstance(self._recipe, Recipe) and getattr(self._recipe.algorithm, "sync_ref_model", False)
-        return moved and self._update.reference is not None
+        recipe = self._recipe
+        return isinstance(recipe, Recipe) and recipe.algorithm.reference_follows
 
     def restore(self, folder: str) -> None:
         """Read this rank's part of a checkpoint: weights and optimizer.

@@ -14,7 +14,10 @@ from launch import rows, wait_for, weights_digest, without_clock
 pytestmark = pytest.mark.slow
 
 OVERLAPPED = "cluster.schedule=one_step_off"
-FOLLOWED = ("algorithm.beta=0.05", "algorithm.sync_ref_model=true", "algorithm.ref_model_sync_steps=1")
+FOLLOWED = (
+    *("algorithm.beta=0.05", "algorithm.sync_ref_model=true", "algorithm.ref_model_sync_steps=1"),
+    "trainer.zero_stage=3",  # weights of policy and reference are partitions
+)
 
 
 @pytest.fixture(scope="module")

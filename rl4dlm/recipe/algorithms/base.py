@@ -37,6 +37,11 @@ class AnyMethod(Config):
         """Whether a frozen reference policy is needed."""
         return False
 
+    @property
+    def reference_follows(self) -> bool:
+        """Whether the reference is moved towards the policy."""
+        return False
+
     def syncs_reference_at(self, update: int) -> bool:
         """Whether the reference moves towards the policy after update 1, 2, ..."""
         return False
@@ -122,6 +127,11 @@ class Referenced(Method):
 
     ref_model_mixup_alpha: float = Field(0.6, gt=0, le=1)
     """The policy's share; 1 makes the reference the policy."""
+
+    @property
+    def reference_follows(self) -> bool:
+        """Where it is asked to."""
+        return self.sync_ref_model
 
     def syncs_reference_at(self, update: int) -> bool:
         """Whether the reference moves towards the policy after update 1, 2, ..."""

@@ -26,7 +26,7 @@ def clip_range_is_a_range(recipe: Recipe) -> Iterator[Finding]:
 @rule
 def a_reference_that_follows_is_kept(recipe: Recipe) -> Iterator[Finding]:
     algorithm = recipe.algorithm
-    if not getattr(algorithm, "sync_ref_model", False):
+    if not algorithm.reference_follows:
         return
     if not algorithm.keeps_reference:
         yield (

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from rl4dlm.models import build_char_tokenizer, create, denoiser
+from rl4dlm.recipe import load_recipe
 from rl4dlm.recipe.algorithms import CoupledGRPOConfig, GDPOConfig, VRPOConfig
-from rl4dlm.recipe.sections import TrainerConfig
+from rl4dlm.recipe.sections import ModelInit, TrainerConfig
 from rl4dlm.workers.engine import make_frozen_engine, mix_reference
+from rl4dlm.workers.policy_worker import _PolicyWorker
 
 
 def linear(value: float, dtype: torch.dtype) -> torch.nn.Linear:
@@ -40,3 +44,32 @@ def test_it_moves_at_every_nth_update_where_it_is_asked_to() -> None:
     assert [update for update in range(1, 200) if config.syncs_reference_at(update)] == [64, 128, 192]
     assert not any(GDPOConfig(beta=0.1).syncs_reference_at(update) for update in range(1, 2000))
     assert not VRPOConfig().syncs_reference_at(512)
+
+
+FAMILIES = [("llada", None), ("a2d", None), ("llada2", 4), ("mdlm", None)]
+
+
+@pytest.mark.parametrize(("family", "block_length"), FAMILIES)
+def test_a_checkpoint_keeps_it_whole_with_buffers_and_tied_matrices(
+    family: str, block_length: int | None, tmp_path: Path
+) -> None:
+    init = ModelInit(d_model=16, n_layers=2, n_heads=2, mlp_hidden_size=32, max_sequence_length=32)
+    characters = build_char_tokenizer("0123456789=")
+    loaded, frozen = (
+        create(init, characters, seed, family=family, block_length=block_length) for seed in (0, 1)
+    )
+    with torch.no_grad():
+        for buffer in frozen.module.buffers():
+            if buffer.is_floating_point():
+                buffer.add_(0.25)
+    worker = _PolicyWorker.__new__(_PolicyWorker)
+    worker._recipe = load_recipe("quickstart", ["algorithm.beta=0.1", "algorithm.sync_ref_model=true"])
+    worker._loaded, worker._rank, worker._device = loaded, 0, "cpu"
+    worker._trainer = SimpleNamespace(needs_reference=True)
+    worker._update = SimpleNamespace(reference=denoiser(frozen))
+    worker._save_reference(tmp_path / "reference")
+    found = worker._reference_copy(str(tmp_path / "reference"))
+    wanted = frozen.module.state_dict()
+    assert found.model.state_dict().keys() == wanted.keys()
+    for name, tensor in found.model.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
