@@ -60,17 +60,17 @@ def train(
 
     Example: rl4dlm train quickstart trainer.max_steps=50 run.name=mine
     """
-    from rl4dlm.run_folder import RunFolder
+    from rl4dlm.run.folder import RunFolder
 
     arguments, step = _take_step(recipe, resume)
     loaded = _recipe(arguments)
     RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
     if dry_run:
-        from rl4dlm.dry_run import dry_run as run_dry
+        from rl4dlm.commands.dry_run import dry_run as run_dry
 
         run_dry(loaded)
         return
-    from rl4dlm.train import train as run
+    from rl4dlm.loops.train import train as run
 
     run(loaded, resume=resume, step=step)
 
@@ -90,17 +90,17 @@ def sft(
     Example: rl4dlm sft sft/tiny_sort trainer.max_steps=100 run.name=mine
     """
     from rl4dlm.recipe import SFTRecipe
-    from rl4dlm.run_folder import RunFolder
+    from rl4dlm.run.folder import RunFolder
 
     arguments, step = _take_step(recipe, resume)
     loaded = _recipe(arguments, SFTRecipe)
     RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
     if dry_run:
-        from rl4dlm.dry_run import dry_run_sft
+        from rl4dlm.commands.dry_run import dry_run_sft
 
         dry_run_sft(loaded)
         return
-    from rl4dlm.finetune import finetune
+    from rl4dlm.loops.finetune import finetune
 
     finetune(loaded, resume=resume, step=step)
 
@@ -159,7 +159,7 @@ def evaluate(
         raise UserError(
             f"--{name} goes with --tasks.\nFix: add --tasks, or set the recipe's keys (eval.*, rollout.*)."
         )
-    from rl4dlm.standalone import evaluate_model
+    from rl4dlm.commands.eval import evaluate_model
 
     evaluate_model(_recipe([*(recipe or []), *_other_model(model)]), output)
 
@@ -188,7 +188,7 @@ def sample(
 
     Example: rl4dlm sample --model runs/quickstart/model --recipe quickstart --prompt 872744= --sampler rcr
     """
-    from rl4dlm.standalone import print_samplers, sample_model
+    from rl4dlm.commands.sample import print_samplers, sample_model
 
     if list_samplers:
         print_samplers()
@@ -215,7 +215,7 @@ def inspect(
 
     Example: rl4dlm inspect runs/quickstart --update 40
     """
-    from rl4dlm.standalone import inspect_rollouts
+    from rl4dlm.commands.inspect import inspect_rollouts
 
     page = inspect_rollouts(
         target, update=update, output=output, tokenizer=tokenizer, num_prompts=num_prompts
@@ -247,7 +247,7 @@ def score(
 
     Example: rl4dlm score --reward gsm8k generations.jsonl --json
     """
-    from rl4dlm.score import Columns, ScoreRequest, json_line, print_report, score_file
+    from rl4dlm.commands.score import Columns, ScoreRequest, json_line, print_report, score_file
 
     columns = Columns(prompt_column, completion_column, target_column)
     kwargs = _reward_settings(setting)
@@ -308,8 +308,8 @@ def estimate(
 
     Example: rl4dlm estimate runs/a/rollouts/update_000001.parquet --model runs/a/model --against runs/b/model
     """
-    from rl4dlm.estimate import EstimateRequest, json_line, print_report
-    from rl4dlm.estimate import estimate as run_estimate
+    from rl4dlm.commands.estimate import EstimateRequest, json_line, print_report
+    from rl4dlm.commands.estimate import estimate as run_estimate
 
     request = EstimateRequest(
         source=tuple(source),
@@ -349,7 +349,7 @@ def export(
 
     Example: rl4dlm export runs/quickstart my-model --step 50
     """
-    from rl4dlm.export import export as run_export
+    from rl4dlm.commands.export import export as run_export
 
     typer.echo(f"wrote {run_export(run, output, step, push_to=push_to, private=private)}")
     if push_to is not None:
@@ -362,7 +362,7 @@ def doctor() -> None:
 
     Example: rl4dlm doctor
     """
-    from rl4dlm.doctor import examine
+    from rl4dlm.commands.doctor import examine
 
     raise typer.Exit(examine())
 
@@ -437,7 +437,7 @@ def rewards_test(
 
     Example: rl4dlm rewards test countdown
     """
-    from rl4dlm.standalone import test_reward
+    from rl4dlm.commands.rewards import test_reward
 
     raise typer.Exit(0 if test_reward(name, data, _reward_settings(setting), timeout_s) else 1)
 
@@ -447,7 +447,7 @@ def _evaluate_tasks(
 ) -> None:
     if model is None:
         raise UserError("--tasks evaluates a model, and none is named.\nFix: add --model FOLDER.")
-    from rl4dlm.suite import SuiteRequest, evaluate_tasks
+    from rl4dlm.commands.eval_tasks import SuiteRequest, evaluate_tasks
 
     folder = output or Path("evaluations") / Path(model).resolve().name
     evaluate_tasks(SuiteRequest(tasks, model, folder, overrides=overrides, **options))
@@ -455,7 +455,7 @@ def _evaluate_tasks(
 
 def _completions_recipe(source: list[str], model: str | None) -> Any:
     """The recipe that `estimate` takes completions from; None where a file has them."""
-    from rl4dlm.estimate.sources import is_file
+    from rl4dlm.commands.estimate.sources import is_file
 
     if is_file(source):
         return None
@@ -478,8 +478,8 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _scope(name: str) -> str:
+    from rl4dlm.commands.estimate import SCOPES
     from rl4dlm.errors import RecipeError
-    from rl4dlm.estimate import SCOPES
 
     if name not in SCOPES:
         raise RecipeError(f"--scope {name!r} is not known.\nFix: use {' or '.join(SCOPES)}.")
@@ -488,8 +488,8 @@ def _scope(name: str) -> str:
 
 def _metric(name: str | None) -> Any:
     """A metric of `score` by name."""
+    from rl4dlm.commands.score import METRICS
     from rl4dlm.errors import RecipeError
-    from rl4dlm.score import METRICS
 
     if name is not None and name not in METRICS:
         raise RecipeError(f"--metric {name!r} is not known.\nFix: use {' or '.join(METRICS)}.")

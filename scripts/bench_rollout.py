@@ -41,7 +41,7 @@ from rl4dlm.models.llada_config import LLaDAConfig
 from rl4dlm.recipe.objectives import RandomMaskObjective
 from rl4dlm.recipe.sections import ModelInit, SortTask
 from rl4dlm.rollout import Engine, Graphs, Request
-from rl4dlm.rollout.plain import generate_plain
+from rl4dlm.testing.published_loop import generate_plain
 from rl4dlm.trainers.sft import SFTPlan, sft_batch, sft_loss
 from rl4dlm.types import Denoiser, DenoiserSpec, Rollout
 

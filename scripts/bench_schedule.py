@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rl4dlm.loops.train import train
 from rl4dlm.recipe import Recipe, load_recipe
-from rl4dlm.train import train
 
 SCHEDULES = ("sync", "one_step_off")
 SETTINGS = (

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.plain import PlainEngine
+from rl4dlm.learner.update import RankUpdate
+from rl4dlm.loops.local import PlainEngine
 from rl4dlm.recipe.algorithms import (
     AGRPOConfig,
     AlgorithmConfig,
@@ -41,7 +42,6 @@ from rl4dlm.rollout.groups import group_rollouts
 from rl4dlm.trainers import make_method
 from rl4dlm.trainers.base import Setting, Trainer
 from rl4dlm.types import Denoiser, Prompt, RolloutGroup, Scores, TrainBatch
-from rl4dlm.workers.update import RankUpdate
 
 Row = dict[str, Any]
 CANVAS, BUDGET = 64, 4096

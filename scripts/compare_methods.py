@@ -4,7 +4,7 @@
     python scripts/compare_methods.py --methods gdpo/tiny_sort tracerl/tiny_sort --seeds 0 --updates 20
     python scripts/compare_methods.py --output runs/compare --docs docs/comparison    also for the docs
 
-Each method runs its own recipe for the same tiny task in one process on one thread, by `rl4dlm.plain`:
+Each method runs its own recipe for the same tiny task in one process on one thread, by `rl4dlm.loops.local`:
 sampler, loss, passes and learning rate are the recipe's; model, warm start, prompts, completions per prompt
 and number of updates are the same for all. The warm start is trained once. Results are JSON lines, one file
 per method and seed; what is complete is not run again. The end: a Markdown table and an SVG picture.
@@ -72,10 +72,10 @@ def overrides(seed: int, updates: int, num_prompts: int) -> list[str]:
 
 def make_warm_start(folder: Path, steps: int) -> None:
     """The common start: the quick start's model after its warm start of seed 0, as a model folder."""
+    from rl4dlm.loops.local import warm_started
     from rl4dlm.models import save
-    from rl4dlm.plain import warm_started
-    from rl4dlm.preflight import preflight
     from rl4dlm.recipe import load_recipe
+    from rl4dlm.run.preflight import preflight
 
     recipe = load_recipe("quickstart", [f"warm_start.steps={steps}"])
     loaded = warm_started(recipe, preflight(recipe))
@@ -86,10 +86,10 @@ def run(job: Job) -> None:
     """Train and evaluate; one JSON line at the start, after every `EVALUATE_EVERY` updates and at the end."""
     import torch
 
-    from rl4dlm.plain import PlainRun
-    from rl4dlm.preflight import preflight
+    from rl4dlm.loops.local import PlainRun
     from rl4dlm.recipe import load_recipe
     from rl4dlm.reward.pool import RewardPool
+    from rl4dlm.run.preflight import preflight
 
     torch.set_num_threads(1)
     start = ["model.init=null", "warm_start=null", f"model.path={job.warm_start}"]

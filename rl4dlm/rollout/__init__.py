@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rl4dlm.rollout.caches import CACHES
 from rl4dlm.rollout.engine import Engine, StepView
-from rl4dlm.rollout.fit import check_sampler, sampler_notes
 from rl4dlm.rollout.graphs import Graphs
 from rl4dlm.rollout.record import (
     check_trace,
@@ -16,8 +15,8 @@ from rl4dlm.rollout.record import (
     to_table,
     write_parquet,
 )
-from rl4dlm.rollout.reference import generate_reference
 from rl4dlm.rollout.request import Request, mix_block_lengths
+from rl4dlm.rollout.sampler_checks import check_sampler, sampler_notes
 
 __all__ = [
     "CACHES",
@@ -29,7 +28,6 @@ __all__ = [
     "check_trace",
     "commits_of",
     "from_table",
-    "generate_reference",
     "mix_block_lengths",
     "prediction_at",
     "sampler_notes",

@@ -16,10 +16,10 @@ import torch
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import RolloutError
 from rl4dlm.rollout.finish import Decode, Finisher
-from rl4dlm.rollout.fit import check_sampler
 from rl4dlm.rollout.graphs import Graphs
 from rl4dlm.rollout.journal import Journal
 from rl4dlm.rollout.request import Request, check_lengths
+from rl4dlm.rollout.sampler_checks import check_sampler
 from rl4dlm.rollout.slots import Slots
 from rl4dlm.rollout.steps import Stepper, make_stepper
 from rl4dlm.types import Denoiser, Rollout

@@ -14,6 +14,10 @@ import ray
 import torch
 
 from rl4dlm.errors import CheckpointError, StorageError
+from rl4dlm.learner.critic import Critic
+from rl4dlm.learner.learning_rate import learning_rate
+from rl4dlm.learner.supervised import RankSFT
+from rl4dlm.learner.update import RankUpdate
 from rl4dlm.likelihood.trace import replay_gap
 from rl4dlm.loss.reduce import merge_metrics
 from rl4dlm.models import (
@@ -31,18 +35,14 @@ from rl4dlm.models import (
     trainable_state,
 )
 from rl4dlm.recipe import AnyRecipe, Recipe
-from rl4dlm.run_folder import CheckpointParts
+from rl4dlm.run.folder import CheckpointParts
 from rl4dlm.trainers import make_trainer, setting_of
 from rl4dlm.trainers.base import Metrics
 from rl4dlm.trainers.sft import SFTBatch
 from rl4dlm.trainers.trace_value import TraceValue
 from rl4dlm.types import Denoiser, Rollout, TrainBatch
 from rl4dlm.workers import engine as ds
-from rl4dlm.workers.critic import Critic
-from rl4dlm.workers.schedule import learning_rate
 from rl4dlm.workers.sharded import assemble_sharded, whole_shape
-from rl4dlm.workers.supervised import RankSFT
-from rl4dlm.workers.update import RankUpdate
 from rl4dlm.workers.weight_sync import CHUNK_BYTES, Manifest, combine, pack
 
 

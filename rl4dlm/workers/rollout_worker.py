@@ -13,7 +13,7 @@ from rl4dlm.errors import SyncError
 from rl4dlm.models import add_lora, denoiser, load, open_policy, options_of, trainable_state
 from rl4dlm.recipe import AnyRecipe
 from rl4dlm.rollout import Graphs, Request
-from rl4dlm.rollout.external import Versioned, find_engine, make_engine
+from rl4dlm.rollout.external import Versioned, find_engine, sampling_engine
 from rl4dlm.types import Rollout
 from rl4dlm.workers.unmask_worker import freezes_model, starting_net
 from rl4dlm.workers.weight_sync import Manifest, combine, load_into
@@ -99,7 +99,7 @@ class _RolloutWorker:
             raise SyncError(
                 f"rollouts of version {version} were asked for, this worker holds version {self._version}."
             )
-        engine = make_engine(self._external, self._denoiser, spec, self._slots, self._graphs)
+        engine = sampling_engine(self._external, self._denoiser, spec, self._slots, self._graphs)
         return engine.generate(requests, policy_version=version, decode=self._decode)
 
     def _decode(self, ids: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from rl4dlm.learner.update import RankUpdate
 from rl4dlm.models import UnmaskNet, UnmaskNetConfig, policy_net, save_policy
 from rl4dlm.recipe import AnyRecipe, Recipe
 from rl4dlm.recipe.algorithms import UnmaskingPolicyConfig
@@ -20,7 +21,6 @@ from rl4dlm.trainers.unmasking_policy import decision_gap
 from rl4dlm.types import Denoiser, Rollout
 from rl4dlm.workers import engine as ds
 from rl4dlm.workers.policy_worker import _PolicyWorker
-from rl4dlm.workers.update import RankUpdate
 
 
 def freezes_model(recipe: AnyRecipe) -> bool:

@@ -10,13 +10,15 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rl4dlm"
 FLOORS = [
     {"errors"},
     {"types", "recipe"},
-    {"diffusion", "run_folder"},
+    {"diffusion"},
     {"advantage", "likelihood", "loss", "decoding"},
     {"data", "models", "rollout", "reward", "tracking"},
-    {"trainers", "preflight", "voice", "prompt_filter", "export", "benchmarks", "lm_eval_bridge"},
-    {"workers", "cost", "score", "sampling"},
-    {"evaluate", "dry_run", "doctor", "estimate", "plain"},
-    {"train", "finetune", "standalone", "suite"},
+    {"benchmarks", "testing", "run"},
+    {"trainers"},
+    {"learner"},
+    {"workers"},
+    {"loops"},
+    {"commands"},
     {"cli"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

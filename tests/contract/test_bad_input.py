@@ -22,7 +22,7 @@ from rl4dlm import cli
 from rl4dlm.models import build_char_tokenizer, create, save
 from rl4dlm.recipe import load_recipe
 from rl4dlm.recipe.sections import ModelInit
-from rl4dlm.run_folder import RunFolder
+from rl4dlm.run.folder import RunFolder
 
 Refused = Callable[..., str]
 

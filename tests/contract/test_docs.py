@@ -32,8 +32,9 @@ def anchors(page: Path) -> set[str]:
     return {heading.replace(" ", "-") for heading in kept}
 
 
-def test_the_page_of_recipe_keys_is_up_to_date():
-    script = ROOT / "scripts" / "make_recipe_docs.py"
+@pytest.mark.parametrize("name", ["make_recipe_docs.py", "make_map_docs.py"])
+def test_generated_parts_are_up_to_date(name):
+    script = ROOT / "scripts" / name
     done = subprocess.run(
         [sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=60
     )
@@ -87,16 +88,6 @@ def test_every_shipped_recipe_is_in_the_readmes_table():
     readme = text_of(ROOT / "README.md")
     for name in list_recipes():
         assert f"(recipes/{name}.yaml)" in readme, name
-
-
-def test_the_map_has_a_line_for_every_module():
-    # Names and not paths: the map indents modules under their folder.
-    architecture = (
-        text_of(PACKAGE.parent / "docs" / "architecture.md").split("## Map")[1].split("## The loop")[0]
-    )
-    for path in PACKAGE.rglob("*.py"):
-        if path.name != "__init__.py" and path.parent.name != "tasks":
-            assert re.search(rf"\b{re.escape(path.name)}\b", architecture), path.relative_to(ROOT)
 
 
 def test_the_floors_in_the_docs_are_those_that_are_checked():

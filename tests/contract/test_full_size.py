@@ -30,7 +30,7 @@ from published_configs import (  # noqa: E402
     TRADO_4B,
 )
 
-from rl4dlm.dry_run import dry_run  # noqa: E402
+from rl4dlm.commands.dry_run import dry_run  # noqa: E402
 from rl4dlm.errors import ModelError  # noqa: E402
 from rl4dlm.models.families import find_family, stored_buffers, tensor_shapes  # noqa: E402
 from rl4dlm.recipe import load_recipe  # noqa: E402

@@ -183,7 +183,7 @@ FORWARDS = {
 
 def dry_run_output(recipe: Recipe) -> str:
     """What `--dry-run` prints."""
-    from rl4dlm.dry_run import dry_run
+    from rl4dlm.commands.dry_run import dry_run
 
     with open(Path(recipe.run.output_dir) / "printed.txt", "w+", encoding="utf-8") as printed:
         dry_run(recipe, Console(file=printed, width=160))

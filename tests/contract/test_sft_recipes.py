@@ -70,7 +70,7 @@ def test_published_settings() -> None:
 
 def dry_run_output(recipe: SFTRecipe, folder: Path) -> str:
     """What `--dry-run` prints, as one line of words."""
-    from rl4dlm.dry_run import dry_run_sft
+    from rl4dlm.commands.dry_run import dry_run_sft
 
     with open(folder / "printed.txt", "w+", encoding="utf-8") as printed:
         dry_run_sft(recipe, Console(file=printed, width=160))

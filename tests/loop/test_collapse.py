@@ -11,7 +11,7 @@ import launch
 import pytest
 from launch import TINY, rows, wait_for
 
-from rl4dlm.run_folder import RunFolder
+from rl4dlm.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rl4dlm.decoding import SamplerSpec  # noqa: E402
 from rl4dlm.diffusion.seeds import derive_seed  # noqa: E402
+from rl4dlm.learner.update import RankUpdate  # noqa: E402
 from rl4dlm.likelihood.trace import replay_gap  # noqa: E402
+from rl4dlm.loops.local import PlainEngine  # noqa: E402
 from rl4dlm.models import (  # noqa: E402
     LoadedModel,
     add_lora,
@@ -26,12 +28,10 @@ from rl4dlm.models import (  # noqa: E402
     save,
     trainable_state,
 )
-from rl4dlm.plain import PlainEngine  # noqa: E402
 from rl4dlm.recipe import Recipe, load_recipe  # noqa: E402
 from rl4dlm.rollout import Engine, Request  # noqa: E402
 from rl4dlm.trainers import make_trainer  # noqa: E402
 from rl4dlm.types import Prompt, Rollout, RolloutGroup, Scores  # noqa: E402
-from rl4dlm.workers.update import RankUpdate  # noqa: E402
 
 FAMILIES = [
     ("llada", None),

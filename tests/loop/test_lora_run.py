@@ -7,12 +7,12 @@ from pathlib import Path
 import launch
 import pytest
 
-from rl4dlm.export import export
+from rl4dlm.commands.export import export
+from rl4dlm.loops.train import train
 from rl4dlm.models import build_char_tokenizer, create, save
 from rl4dlm.recipe import load_recipe
 from rl4dlm.recipe.sections import ModelInit
-from rl4dlm.run_folder import RunFolder
-from rl4dlm.train import train
+from rl4dlm.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import launch
 import pyarrow.parquet as pq
 import pytest
 
+from rl4dlm.loops.train import train
 from rl4dlm.recipe import load_recipe
-from rl4dlm.run_folder import RunFolder
-from rl4dlm.train import train
+from rl4dlm.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from rl4dlm.loops.train import train
 from rl4dlm.recipe import load_recipe
-from rl4dlm.train import train
 
 pytestmark = pytest.mark.slow
 

@@ -9,11 +9,11 @@ import launch
 import pytest
 
 from rl4dlm.errors import DataError
+from rl4dlm.loops.train import train
 from rl4dlm.models import build_char_tokenizer, create, save
-from rl4dlm.preflight import preflight
 from rl4dlm.recipe import Recipe, load_recipe
 from rl4dlm.recipe.sections import ModelInit
-from rl4dlm.train import train
+from rl4dlm.run.preflight import preflight
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_the_run_leaves_what_it_promises(uninterrupted: Path) -> None:
 
 
 def test_the_exported_model_is_that_of_the_last_checkpoint(uninterrupted: Path, tmp_path: Path) -> None:
-    from rl4dlm.export import export
+    from rl4dlm.commands.export import export
 
     exported = export(uninterrupted, tmp_path / "out")
     assert weights_digest(exported) == weights_digest(uninterrupted / "model")

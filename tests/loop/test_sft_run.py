@@ -10,12 +10,12 @@ import launch
 import pytest
 from launch import rows, wait_for, weights_digest, without_clock
 
-from rl4dlm.export import export
-from rl4dlm.finetune import finetune
+from rl4dlm.commands.export import export
+from rl4dlm.loops.finetune import finetune
+from rl4dlm.loops.train import train
 from rl4dlm.models import build_char_tokenizer, create, save
 from rl4dlm.recipe import load_recipe
 from rl4dlm.recipe.sections import ModelInit
-from rl4dlm.train import train
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rl4dlm.loops.train import train
 from rl4dlm.models import UnmaskNetConfig, load_policy, new_policy
 from rl4dlm.recipe import load_recipe
-from rl4dlm.run_folder import RunFolder
-from rl4dlm.train import train
+from rl4dlm.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -17,6 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rl4dlm.diffusion.seeds import derive_seed  # noqa: E402
+from rl4dlm.learner.update import RankUpdate  # noqa: E402
+from rl4dlm.loops.local import PlainEngine  # noqa: E402
 from rl4dlm.loss.reduce import merge_metrics  # noqa: E402
 from rl4dlm.models import (  # noqa: E402
     add_lora,
@@ -27,13 +29,11 @@ from rl4dlm.models import (  # noqa: E402
     reference,
     trainable_state,
 )
-from rl4dlm.plain import PlainEngine  # noqa: E402
 from rl4dlm.recipe.algorithms import GDPOConfig  # noqa: E402
 from rl4dlm.recipe.sections import LoraSettings, ModelInit, TrainerConfig  # noqa: E402
 from rl4dlm.trainers import make_method  # noqa: E402
 from rl4dlm.types import TrainBatch  # noqa: E402
 from rl4dlm.workers import engine as ds  # noqa: E402
-from rl4dlm.workers.update import RankUpdate  # noqa: E402
 
 CANVAS, ROWS, UPDATES = 6, 12, 4
 INIT = ModelInit(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, max_sequence_length=32)

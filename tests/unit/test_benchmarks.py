@@ -24,15 +24,15 @@ from rl4dlm.benchmarks import (
     wilson_interval,
 )
 from rl4dlm.benchmarks.results import Key, TaskFolder, differences, disagreements, markdown, read_results
+from rl4dlm.commands.eval_tasks import SuiteRequest, suite_recipe
 from rl4dlm.data import EVAL_UID
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import CheckpointError, DataError, RecipeError
-from rl4dlm.evaluate import GREEDY, SAMPLED, TaskRun, run_task, task_result
+from rl4dlm.loops.evaluate import GREEDY, SAMPLED, TaskRun, run_task, task_result
 from rl4dlm.models import build_bpe_tokenizer, encode
 from rl4dlm.recipe import shipped_folder
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward.pool import RewardPool
-from rl4dlm.suite import SuiteRequest, suite_recipe
 from rl4dlm.types import Prompt, Scores
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -15,8 +15,8 @@ from rl4dlm.models import describe
 from rl4dlm.models.decoder import Decoder
 from rl4dlm.models.decoder_config import DecoderConfig, read_sdar_config
 from rl4dlm.models.moe import ExpertsConfig, Router, SparseMLP
-from rl4dlm.preflight import check_graphs
 from rl4dlm.recipe.sections import RolloutConfig
+from rl4dlm.run.preflight import check_graphs
 
 IDS = torch.tensor([[3, 1, 13, 4, 13, 5, 9, 2, 13, 6, 13, 3]])
 

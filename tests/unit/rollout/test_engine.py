@@ -12,7 +12,8 @@ from rollout_toys import EOS, MASK, SPEC, STOP, assert_same, requests, transform
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import DataError, RolloutError
-from rl4dlm.rollout import Engine, Request, StepView, check_trace, generate_reference
+from rl4dlm.rollout import Engine, Request, StepView, check_trace
+from rl4dlm.testing.reference_sampler import generate_reference
 from rl4dlm.types import EOS_FILLER, SAMPLED, STOP_EOS, STOP_LENGTH, Denoiser, Rollout
 
 SAMPLER = SamplerSpec(gen_len=16, block_length=4, steps=8)

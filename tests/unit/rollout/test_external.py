@@ -12,16 +12,17 @@ from rollout_toys import EOS, MASK, block_causal, requests, transformer
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import RecipeError, RolloutError
-from rl4dlm.rollout import Engine, Request, check_trace, generate_reference
+from rl4dlm.rollout import Engine, Request, check_trace
 from rl4dlm.rollout.external import (
     BUILTIN,
     Completion,
     ExternalEngine,
     Versioned,
-    conformance,
     find_engine,
-    make_engine,
+    sampling_engine,
 )
+from rl4dlm.testing.conformance import conformance
+from rl4dlm.testing.reference_sampler import generate_reference
 from rl4dlm.types import EOS_FILLER, Denoiser
 
 SPEC = SamplerSpec(16, 4, 8, temperature=0.0)
@@ -97,7 +98,7 @@ def test_weights_are_loaded_when_the_version_changes() -> None:
     sampler, denoiser = Plain(), transformer()
     held = Versioned(sampler)
     for version in (0, 0, 1):
-        make_engine(held, denoiser, SPEC, 2).generate(requests(1), policy_version=version)
+        sampling_engine(held, denoiser, SPEC, 2).generate(requests(1), policy_version=version)
     assert sampler.loads == 2
 
 
@@ -115,5 +116,5 @@ def test_an_engine_is_found_by_its_dotted_name() -> None:
     with pytest.raises(RecipeError, match="is not callable"):
         find_engine("string:digits")
     denoiser = transformer()
-    assert isinstance(make_engine(None, denoiser, SPEC, 2), Engine)
-    assert isinstance(make_engine(Versioned(Plain()), denoiser, SPEC, 2), ExternalEngine)
+    assert isinstance(sampling_engine(None, denoiser, SPEC, 2), Engine)
+    assert isinstance(sampling_engine(Versioned(Plain()), denoiser, SPEC, 2), ExternalEngine)

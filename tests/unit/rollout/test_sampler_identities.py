@@ -15,7 +15,7 @@ from rollout_toys import SPEC as MODEL
 from rl4dlm.decoding import PolicyFeatures, SamplerSpec, register_policy
 from rl4dlm.decoding.confidence import logit_gap
 from rl4dlm.rollout import Engine, check_trace
-from rl4dlm.rollout.plain import generate_plain
+from rl4dlm.testing.published_loop import generate_plain
 from rl4dlm.types import EARLY_COMMIT, FORCED, STOP_EARLY_COMMIT, Denoiser, Rollout
 
 SPEC = SamplerSpec(16, 8, 16, temperature=0.0, eos_policy="none")

@@ -18,11 +18,11 @@ from rl4dlm.rollout import (
     Engine,
     Request,
     check_trace,
-    generate_reference,
     prediction_at,
     state_before,
     step_prediction,
 )
+from rl4dlm.testing.reference_sampler import generate_reference
 from rl4dlm.types import EARLY_COMMIT, FORCED, REMASK, Denoiser, Rollout
 
 # Settings under which a sampler shows what it can do on the toys, whose confidences are mostly small.

@@ -1,0 +1,203 @@
+"""Where completions come from: rollouts of a run, saved texts, or what a recipe's data demonstrates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rl4dlm.commands.score import SavedRows
+from rl4dlm.data import Example, demonstrations, open_prompts, open_renderer, open_task
+from rl4dlm.errors import DataError
+from rl4dlm.likelihood.lab import Completions
+from rl4dlm.models import LoadedModel, encode
+from rl4dlm.recipe import Recipe
+from rl4dlm.recipe.sections import DataConfig
+from rl4dlm.types import EOS_FILLER, FIXED, DenoiserSpec
+
+SCOPES = ("until_eos", "canvas")
+FILES = (".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion as ids."""
+
+    prompt_ids: np.ndarray
+    """int `[prompt]`."""
+    completion_ids: np.ndarray
+    """int `[completion]`."""
+    action: np.ndarray
+    """bool `[completion]`: whose likelihood is estimated."""
+    where: str
+    """For messages."""
+
+
+def is_file(source: Sequence[str]) -> bool:
+    """Whether completions are named by a file, not by a recipe."""
+    return len(source) == 1 and Path(source[0]).suffix.lower() in FILES
+
+
+def read_file(path: Path, model: LoadedModel, scope: str, limit: int) -> list[Sample]:
+    """Completions of a file, spread evenly over its rows.
+
+    A row has `prompt_ids` and `completion_ids` (rollouts of a run), or the texts `prompt` and `completion`.
+
+    Args:
+        scope: of rollouts: `until_eos` or `canvas`, without fillers in both.
+        limit: completions at most.
+
+    Raises:
+        DataError: the file or a row cannot be used.
+    """
+    rows = list(SavedRows(path))
+    picked = [index * len(rows) // min(limit, len(rows)) for index in range(min(limit, len(rows)))]
+    renderer = open_renderer(DataConfig(train=str(path)), model.tokenizer, "auto")
+    samples = []
+    for index in picked:
+        row, where = rows[index], f"{path}, row {index}"
+        if {"prompt_ids", "completion_ids"} <= row.keys():
+            samples.append(_from_ids(row, scope, model.spec, where))
+        elif isinstance(row.get("prompt"), str | list) and isinstance(row.get("completion"), str):
+            text = renderer.text(row["prompt"], {}, where)
+            samples.append(_from_text(text, row["completion"], model, where))
+        else:
+            raise DataError(
+                f"{where}: neither `prompt_ids` with `completion_ids` nor the texts `prompt` with "
+                "`completion`.\nFix: give rollouts of a run, or JSON lines with both texts."
+            )
+    return samples
+
+
+def _from_ids(row: Mapping[str, Any], scope: str, spec: DenoiserSpec, where: str) -> Sample:
+    prompt, completion = (_ids(row, name, spec, where) for name in ("prompt_ids", "completion_ids"))
+    action: np.ndarray = np.ones(len(completion), dtype=bool)
+    if row.get("kind") is not None:
+        kind = np.array(row["kind"])
+        action &= (kind != EOS_FILLER) & (kind != FIXED)
+    if scope == "until_eos" and row.get("completion_len") is not None:
+        action &= np.arange(len(completion)) < row["completion_len"]
+    return Sample(prompt, completion, action, where)
+
+
+def _ids(row: Mapping[str, Any], name: str, spec: DenoiserSpec, where: str) -> np.ndarray:
+    try:
+        ids = np.array(row[name], dtype=np.int64)
+    except (TypeError, ValueError):
+        ids = np.zeros(0, dtype=np.int64)
+    if ids.ndim != 1 or not len(ids):
+        raise DataError(f"{where}: `{name}` is no list of token ids.\nFix: give rollouts of a run.")
+    if ids.min() < 0 or ids.max() >= spec.vocab_size or np.isin(ids, spec.forbidden_ids).any():
+        raise DataError(
+            f"{where}: `{name}` holds ids that this model cannot write (it has {spec.vocab_size} rows, mask "
+            f"{spec.mask_id}).\nFix: give a model with the tokenizer that the rollouts were drawn with."
+        )
+    return ids
+
+
+def _from_text(prompt: str, completion: str, model: LoadedModel, where: str) -> Sample:
+    """The text's ids and one end-of-text."""
+    try:
+        prompt_ids, ids = encode(model.tokenizer, prompt), encode(model.tokenizer, completion)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    if not prompt_ids:
+        raise DataError(f"{where}: the prompt is empty.\nFix: fill or remove the row.")
+    canvas = np.array([*ids, model.spec.eos_id], dtype=np.int64)
+    return Sample(np.array(prompt_ids, dtype=np.int64), canvas, np.ones(len(canvas), dtype=bool), where)
+
+
+def read_recipe(recipe: Recipe, model: LoadedModel, scope: str, limit: int) -> list[Sample]:
+    """What a recipe's data demonstrates: a task's demonstrations, or a dataset's prompts and answers.
+
+    Args:
+        scope: `until_eos`: the answer and one end-of-text; `canvas`: all of `rollout.max_completion_length`
+            (a task's canvas is filled with end-of-text).
+        limit: completions at most.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    prompts = open_prompts(
+        recipe.data,
+        tokenizer=model.tokenizer,
+        encode=partial(encode, model.tokenizer),
+        chat_template=recipe.model.chat_template,
+        seed=recipe.run.seed,
+        num_eval=recipe.eval.num_prompts,
+    )
+    if recipe.data.task is None:
+        rows = prompts.eval_prompts(limit)
+        return [_answered(prompt, model, f"data, prompt {prompt.uid}") for prompt in rows]
+    examples = demonstrations(
+        open_task(recipe.data.task, recipe.run.seed),
+        partial(encode, model.tokenizer),
+        completion_length=recipe.rollout.max_completion_length,
+        indices=range(limit),
+        render=prompts.render,
+    )
+    return [
+        _demonstrated(example, recipe.rollout.max_completion_length, scope, model.spec)
+        for example in examples
+    ]
+
+
+def _demonstrated(example: Example, length: int, scope: str, spec: DenoiserSpec) -> Sample:
+    """A demonstration on its canvas, end-of-text after the answer."""
+    canvas: np.ndarray = np.full(length, spec.eos_id, dtype=np.int64)
+    canvas[: len(example.completion_ids)] = example.completion_ids
+    prompt = example.prompt_ids.astype(np.int64)
+    return Sample(prompt, canvas, _scoped(canvas, scope, spec), f"demonstration {example.uid}")
+
+
+def _answered(prompt: Any, model: LoadedModel, where: str) -> Sample:
+    answer = prompt.columns.get("answer")
+    if not isinstance(answer, str):
+        raise DataError(
+            f"{where}: the recipe's data has no answer text to estimate.\n"
+            "Fix: give a run's rollouts, or JSON lines with prompt and completion."
+        )
+    return _from_text(prompt.text, answer, model, where)
+
+
+def _scoped(canvas: np.ndarray, scope: str, spec: DenoiserSpec) -> np.ndarray:
+    """bool `[completion]`: up to and including the first end-of-text, or everything."""
+    if scope == "canvas":
+        return np.ones(len(canvas), dtype=bool)
+    ended = np.cumsum(canvas == spec.eos_id)
+    return (ended == 0) | ((ended == 1) & (canvas == spec.eos_id))
+
+
+def assemble(samples: Sequence[Sample], spec: DenoiserSpec, block_length: int | None) -> Completions:
+    """Samples in one rectangle, shorter ones filled with end-of-text that is visible and not estimated.
+
+    Args:
+        block_length: of the block-wise estimate; None: half of the longest completion, 32 at most.
+
+    Raises:
+        DataError: a completion has nothing to estimate, or exceeds the model's positions.
+    """
+    length = max(len(sample.completion_ids) for sample in samples)
+    ids: np.ndarray = np.full((len(samples), length), spec.eos_id, dtype=np.int64)
+    action = np.zeros(ids.shape, dtype=bool)
+    for row, sample in enumerate(samples):
+        _check(sample, length, spec)
+        ids[row, : len(sample.completion_ids)] = sample.completion_ids
+        action[row, : len(sample.action)] = sample.action
+    chosen = block_length or min(32, -(-int(action.sum(1).max()) // 2))
+    return Completions.of([sample.prompt_ids for sample in samples], ids, action, spec, chosen)
+
+
+def _check(sample: Sample, length: int, spec: DenoiserSpec) -> None:
+    if not sample.action.any():
+        raise DataError(f"{sample.where}: nothing to estimate in it.\nFix: remove the row.")
+    total = len(sample.prompt_ids) + length
+    if total > spec.max_length:
+        raise DataError(
+            f"{sample.where}: a prompt of {len(sample.prompt_ids)} tokens and a canvas of {length} exceed "
+            f"the model's {spec.max_length} positions.\nFix: give shorter completions, or another model."
+        )

@@ -1,0 +1,115 @@
+"""Sample completions of one prompt in this process, and what samplers there are."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rl4dlm.recipe.sections import DataConfig
+from rl4dlm.tracking.samples import visible
+
+
+def sample_model(
+    path: str, prompt: str, recipe: str | None, settings: list[str], num_samples: int, seed: int
+) -> None:
+    """Sample completions of one prompt in this process; on a terminal the denoising is shown as it
+    happens."""
+    from rl4dlm.data import open_renderer
+    from rl4dlm.decoding import SamplerSpec
+    from rl4dlm.diffusion.seeds import derive_seed
+    from rl4dlm.models import denoiser, encode, load, open_policy
+    from rl4dlm.rollout import Engine, Request
+
+    rollout = _sampler_section(recipe, settings)
+    if rollout.policy:
+        open_policy(rollout.policy)
+    loaded = load(path)
+    renderer = open_renderer(DataConfig(train="--prompt"), loaded.tokenizer, "auto")
+    text = renderer.text(prompt, {}, "--prompt")
+    ids = encode(loaded.tokenizer, text)
+    requests = [
+        Request(0, index, derive_seed(seed, "sample", prompt, index), ids) for index in range(num_samples)
+    ]
+    engine = Engine(denoiser(loaded), SamplerSpec.from_config(rollout), rollout.slots)
+    decode = partial(loaded.tokenizer.decode, skip_special_tokens=True)
+    console = Console()
+    if not console.is_terminal:
+        for drawn in engine.generate(requests, policy_version=0, decode=decode):
+            console.print(drawn.text, markup=False, highlight=False)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        watch = partial(_show_step, live, loaded.tokenizer, loaded.spec.mask_id, text)
+        drawn_all = engine.generate(requests, policy_version=0, decode=decode, on_step=watch)
+    for drawn in drawn_all:
+        steps = f"{drawn.num_steps} steps, {drawn.completion_len} tokens"
+        console.print(Text(f"{text}{drawn.text}"), Text(f"  ({steps})", style="dim"))
+
+
+def print_samplers(console: Console | None = None) -> None:
+    """What `rollout.remasking` and `rollout.cache` may be, a line each."""
+    from rl4dlm.decoding import STRATEGIES
+    from rl4dlm.rollout import CACHES
+
+    samplers = Table(title="Samplers (rollout.remasking)", title_justify="left")
+    for column in ("name", "what it does", "exact law", "settings"):
+        samplers.add_column(column, no_wrap=column == "name")
+    for name, strategy in STRATEGIES.items():
+        law = "yes" if strategy.exact_law else "no"
+        samplers.add_row(name, strategy.summary, law, ", ".join(strategy.settings))
+    caches = Table(title="Caches (rollout.cache)", title_justify="left")
+    for column in ("name", "what it does", "exact", "attention"):
+        caches.add_column(column, no_wrap=column == "name")
+    for name, plan in CACHES.items():
+        caches.add_row(name, plan.summary, "yes" if plan.exact else "no", plan.attention)
+    out = console or Console()
+    out.print(samplers)
+    out.print(caches)
+
+
+def _sampler_section(recipe: str | None, settings: list[str]) -> Any:
+    """The rollout section of a recipe, or the defaults, with settings changed."""
+    from rl4dlm.recipe import load_recipe
+    from rl4dlm.recipe.loader import check, parse_override
+
+    overrides = [f"rollout.{setting}" for setting in settings]
+    if recipe is not None:
+        inside = Path(recipe) / "recipe.yaml"
+        return load_recipe(inside if inside.is_file() else recipe, overrides, rules=()).rollout
+    rollout: dict[str, Any] = {}
+    for override in overrides:
+        rollout |= parse_override(override)["rollout"]
+    values = {
+        "model": {"path": "given with --model"},
+        "data": {"task": {"name": "sort"}},
+        "reward": {"functions": ["sort"]},
+        "algorithm": {"type": "gdpo"},
+        "rollout": rollout,
+    }
+    return check(values, where="--set", rules=()).rollout
+
+
+# Colours of a committed token, from unsure to sure: the probability that it was committed with.
+_SHADES = ((0.3, "red"), (0.5, "dark_orange"), (0.7, "yellow"), (0.9, "green_yellow"), (1.0, "green"))
+
+
+def _show_step(live: Live, tokenizer: Any, mask_id: int, prompt: str, view: Any) -> None:
+    """Masked positions as blocks, committed tokens coloured by the probability that they were committed
+    with."""
+    lines = []
+    for canvas, logps in zip(view.canvas, view.logp, strict=True):
+        line = Text(prompt, style="dim")
+        for token, logp in zip(canvas.tolist(), logps.tolist(), strict=True):
+            if token == mask_id:
+                line.append("▒", style="bright_black")
+                continue
+            colour = next(name for bound, name in _SHADES if math.exp(logp) <= bound or bound == 1.0)
+            line.append(visible(tokenizer.decode([token], skip_special_tokens=True)), style=colour)
+        lines.append(line)
+    live.update(Text("\n").join(lines), refresh=True)

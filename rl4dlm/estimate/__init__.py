@@ -1,9 +1,0 @@
-"""`rl4dlm estimate`: bias and spread of every likelihood estimator for a model and completions."""
-
-from __future__ import annotations
-
-from rl4dlm.estimate.report import Report, json_line, print_report
-from rl4dlm.estimate.run import EstimateRequest, estimate
-from rl4dlm.estimate.sources import SCOPES
-
-__all__ = ["SCOPES", "EstimateRequest", "Report", "estimate", "json_line", "print_report"]

@@ -1,0 +1,1 @@
+"""The order of things: training, fine-tuning, evaluation."""

@@ -1,0 +1,1 @@
+"""What samplers and engines are compared with: the plain sampler, the published loop, conformance."""
