@@ -585,3 +585,7 @@ def _interrupted() -> int:
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(_guarded(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -133,17 +133,23 @@ class HarnessModel:
             disable_tqdm: lm_eval's; there is no bar.
 
         Raises:
-            DataError: a continuation is longer than the model's positions.
+            DataError: a continuation is longer than the model's positions, or has no token to score.
         """
         pairs = [self._token_pair(*request.args) for request in requests]
         return [(self._elbo(*pair), self._is_greedy(*pair)) for pair in pairs]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Per (text,): the ELBO estimate of the whole text in nats, cut into windows of the model's length
-        that do not see each other."""
+        that do not see each other; 0 for a text without characters.
+
+        Raises:
+            DataError: a text has characters and no token to score.
+        """
         totals = []
         for request in requests:
             ids = encode(self._model.tokenizer, request.args[0])
+            if request.args[0] and not ids:
+                raise _nothing_to_score("text", request.args[0])
             start = self._start()
             size = self._model.spec.max_length - len(start)
             windows = [ids[i : i + size] for i in range(0, len(ids), size)]
@@ -188,12 +194,23 @@ class HarnessModel:
         return str(self._model.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _token_pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids of context and continuation, encoded together so that no token differs from running text."""
+        """Ids of context and continuation.
+
+        They are encoded together, so that no token differs from running text, unless that changes the tokens
+        of the context: a token across the border ("wor" + "ld") would hide a part of the continuation from
+        the score. Then each is encoded alone.
+
+        Raises:
+            DataError: the continuation has no token.
+        """
         kept = context.rstrip()
-        context, continuation = kept, context[len(kept) :] + continuation
-        whole = encode(self._model.tokenizer, context + continuation)
+        context, continuation = kept, context[len(kept) :] + continuation if continuation else ""
         first = encode(self._model.tokenizer, context)
-        ids = whole[len(first) :]
+        whole = encode(self._model.tokenizer, context + continuation)
+        ids = whole[len(first) :] if whole[: len(first)] == first else ()
+        ids = ids or encode(self._model.tokenizer, continuation)
+        if not ids:
+            raise _nothing_to_score("continuation", continuation)
         room = self._room(len(ids))
         first = first or self._start()
         return first[max(0, len(first) - room) :], ids
@@ -216,8 +233,6 @@ class HarnessModel:
     @torch.inference_mode()
     def _elbo(self, prompt: Sequence[int], completion: Sequence[int]) -> float:
         """Stratified-count estimate of one completion's ELBO, nats; a function of the ids and the seed."""
-        if not completion:
-            return 0.0
         settings = ElboSettings("stratified", self._settings.num_states, 1, "round_half")
         seed = derive_seed(self._settings.seed, "loglikelihood", *prompt, "then", *completion)
         mask: np.ndarray = np.ones((1, len(completion)), dtype=bool)
@@ -231,8 +246,6 @@ class HarnessModel:
         return float(sum(part.item() for part in parts))
 
     def _is_greedy(self, prompt: Sequence[int], completion: Sequence[int]) -> bool:
-        if not completion:
-            return True
         if not self._settings.check_greedy:
             return False
         length = len(completion)
@@ -240,6 +253,14 @@ class HarnessModel:
         request = Request(0, 0, 0, tuple(prompt))
         (rollout,) = Engine(self._denoiser, spec, 1).generate([request], policy_version=0)
         return bool((rollout.completion_ids == np.array(completion)).all())
+
+
+def _nothing_to_score(what: str, text: str) -> DataError:
+    """An empty likelihood would be certain, and count as the right answer."""
+    return DataError(
+        f"lm_eval asks for the likelihood of the {what} {text[:80]!r}, which has no token.\n"
+        "Fix: leave the instance out, or correct the task's doc_to_choice or doc_to_target."
+    )
 
 
 @dataclass(frozen=True)

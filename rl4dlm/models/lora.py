@@ -6,6 +6,7 @@ parameters around those that read or write them.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,13 @@ from rl4dlm.recipe.sections import LoraSettings
 
 if TYPE_CHECKING:
     from rl4dlm.models.loading import LoadedModel
+
+
+_ADAPTER_KEYS = {
+    *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "bias"),
+    *("target_modules", "inference_mode", "fan_in_fan_out", "init_lora_weights", "modules_to_save"),
+}
+"""What adapter_config.json says even where it is the default."""
 
 
 def add_lora(module: nn.Module, settings: LoraSettings, family: str, *, seed: int = 0) -> nn.Module:
@@ -214,4 +222,21 @@ def save_adapter(module: nn.Module, folder: str | Path) -> Path:
     target = Path(folder).expanduser()
     with new_folder(target) as partial:
         module.save_pretrained(str(partial), save_embedding_layers=False)
+        (partial / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
+        _make_public(partial / "adapter_config.json")
     return target
+
+
+def _make_public(file: Path) -> None:
+    """Leave in adapter_config.json what says something and what any version of peft reads.
+
+    peft records the Python class of the base model, which is nobody else's, and every option of its own
+    version, which older ones refuse.
+    """
+    from peft import LoraConfig
+
+    defaults = LoraConfig().to_dict()
+    written = json.loads(file.read_text(encoding="utf-8"))
+    kept = {key: v for key, v in written.items() if key in _ADAPTER_KEYS or v != defaults.get(key)}
+    kept.pop("auto_mapping", None)
+    file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from rl4dlm.errors import ModelError
 from rl4dlm.models.conversion import add_mask_token, convert_tensor, converted, stored_shapes
 from rl4dlm.models.families import Config, Family, find_family, is_autoregressive, skeleton, stored_buffers
 from rl4dlm.models.rope import lengthened
+from rl4dlm.models.tokenizers import SOURCE_CLASS
 from rl4dlm.models.weights import TensorHeader, TensorReader, read_json, require_same_tensors
 
 _RECOMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
@@ -157,7 +159,7 @@ def read_tokenizer(path: Path, kind: Family, trust_remote_code: bool) -> PreTrai
     """
     options = {"trust_remote_code": True} if trust_remote_code else {}
     try:
-        return _tokenizer_class(path, kind, trust_remote_code).from_pretrained(
+        tokenizer = _tokenizer_class(path, kind, trust_remote_code).from_pretrained(
             str(path), local_files_only=True, **options
         )
     except ModelError:
@@ -167,6 +169,14 @@ def read_tokenizer(path: Path, kind: Family, trust_remote_code: bool) -> PreTrai
             f"{path}: the tokenizer cannot be read ({type(error).__name__}: {error}). "
             "Fix: download the tokenizer files again."
         ) from error
+    tokenizer.init_kwargs[SOURCE_CLASS] = _class_in(path)
+    return tokenizer
+
+
+def _class_in(path: Path) -> Any:
+    """`tokenizer_class` of a folder's tokenizer_config.json, which has been read without complaint."""
+    file = path / "tokenizer_config.json"
+    return read_json(file).get("tokenizer_class") if file.is_file() else None
 
 
 def _tokenizer_class(path: Path, kind: Family, trust_remote_code: bool) -> type:

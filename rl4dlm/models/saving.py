@@ -15,6 +15,7 @@ from rl4dlm.models.families import FAMILIES, Family, stored_buffers, tensor_shap
 from rl4dlm.models.folders import new_folder
 from rl4dlm.models.loading import LoadedModel
 from rl4dlm.models.lora import merged_state_dict
+from rl4dlm.models.tokenizers import save_tokenizer
 from rl4dlm.models.weights import require_same_tensors, write_shards
 
 
@@ -54,7 +55,7 @@ def save(
     target = Path(folder).expanduser()
     with new_folder(target) as partial:
         write_shards(tensors, partial, max_shard_bytes=max_shard_bytes)
-        tokenizer.save_pretrained(str(partial))
+        save_tokenizer(tokenizer, partial)
         saved_dtype = next(iter(tensors.values())).dtype
         _write_json(partial / "config.json", _published_config(family, config.to_dict(), saved_dtype))
         _write_json(partial / "generation_config.json", _generation_config(config, tokenizer))
@@ -66,6 +67,7 @@ def _published_config(family: Family, data: dict[str, Any], dtype: torch.dtype) 
         data["architectures"] = [family.architecture]
     data["torch_dtype"] = str(dtype).removeprefix("torch.")
     data.pop("dtype", None)  # the newer spelling of the same field
+    data.pop("_name_or_path", None)  # where somebody had the model
     if "auto_map" in data:
         # The folder holds no Python files: each entry must say which repository has them.
         data["auto_map"] = {

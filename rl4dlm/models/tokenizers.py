@@ -1,9 +1,13 @@
-"""Tokenizers that the package builds itself, in Hugging Face form, with LLaDA's names of special tokens."""
+"""Tokenizers that the package builds itself, in Hugging Face form, with LLaDA's names of special tokens; and
+how a tokenizer's files are written."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
+import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -109,6 +113,49 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int] | None:
         return None
     unknown = tokenizer.unk_token_id
     return None if unknown is not None and unknown in ids else ids
+
+
+SOURCE_CLASS = "tokenizer_class"
+"""Key of a tokenizer's `init_kwargs` under which its folder's own class name is kept."""
+
+_OF_ONE_VERSION = {"TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend"}
+"""Classes that transformers 5 writes and transformers 4 does not know."""
+
+_OF_THIS_MACHINE = (
+    *("backend", "is_local", "local_files_only", "files_loaded", "name_or_path", "auto_map", "device_map"),
+    *("trust_remote_code", "cache_dir", "revision", "subfolder", "token", "use_auth_token", "proxies"),
+    *("special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file", "_commit_hash"),
+)
+"""How a tokenizer was opened, which says nothing about it to whoever opens it next."""
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer's files so that transformers 4 and 5 open them.
+
+    tokenizer_config.json holds the chat template and a public class: that of the folder the tokenizer came
+    from, or `PreTrainedTokenizerFast`.
+
+    Raises:
+        OSError: the disk refuses; the tokenizers library raises bare `Exception` then.
+    """
+    tokenizer.save_pretrained(str(folder), save_jinja_files=False)
+    file = folder / "tokenizer_config.json"
+    written = json.loads(file.read_text(encoding="utf-8"))
+    config = {key: value for key, value in written.items() if key not in _OF_THIS_MACHINE}
+    config["tokenizer_class"] = _public_class(tokenizer.init_kwargs.get(SOURCE_CLASS))
+    # Transformers 5 has a list under this name, where transformers 4 takes nothing but a mapping.
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def _public_class(name: object) -> str:
+    """A class that every version of transformers has, as far as this one knows."""
+    known = isinstance(name, str) and name not in _OF_ONE_VERSION
+    if known and any(hasattr(transformers, f"{name}{ending}") for ending in ("", "Fast")):
+        return str(name)
+    return "PreTrainedTokenizerFast"
 
 
 def _wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:

@@ -181,3 +181,15 @@ def test_every_sampler_and_cache_is_listed(
     assert run_main(monkeypatch, "sample", "--list-samplers") == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*STRATEGIES, *CACHES))
+
+
+@pytest.mark.parametrize("module", ["rl4dlm", "rl4dlm.cli"])
+def test_the_package_runs_as_a_module(module: str) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert run("--version").stdout.strip() == __version__
+    assert "quickstart" in run("recipes", "ls").stdout
+    refused = run("train", "no_such_recipe")
+    assert refused.returncode == 2 and "no_such_recipe: no such recipe file" in refused.stderr

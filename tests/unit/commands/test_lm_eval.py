@@ -97,8 +97,58 @@ def test_greedy_is_what_greedy_decoding_of_that_length_writes(model: LoadedModel
     assert not any(greedy for _, greedy in unchecked.loglikelihood(requests))
 
 
-def test_an_empty_continuation_is_certain(model: LoadedModel) -> None:
-    assert harness(model).loglikelihood([ask("5+5=", "")]) == [(0.0, True)]
+@pytest.mark.parametrize("context", ["5+5=", "5+5= ", ""])
+def test_an_empty_continuation_is_refused_and_not_certain(model: LoadedModel, context: str) -> None:
+    with pytest.raises(DataError, match="likelihood of the continuation '', which has no token.*\n.*Fix:"):
+        harness(model).loglikelihood([ask(context, "")])
+
+
+@pytest.fixture(scope="module")
+def merging() -> LoadedModel:
+    """A tokenizer with tokens of several characters: "green house" is shorter than "green hou" + "se"."""
+    tokenizer = build_bpe_tokenizer(["the green house and the greenhouse"] * 20, 320)
+    made = create(INIT, tokenizer, seed=3)
+    with torch.no_grad():
+        for parameter in made.module.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8.0)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation"),
+    [
+        ("the green hou", "se"),  # nothing would be left of the continuation
+        ("the green hou", "se and"),  # a part of it would be left
+        ("green", "house"),  # fewer tokens together than the context has alone
+        ("", "house"),
+    ],
+)
+def test_a_token_across_the_border_does_not_hide_the_continuation(
+    merging: LoadedModel, context: str, continuation: str
+) -> None:
+    bridge = HarnessModel(merging, HarnessSettings(num_states=400, check_greedy=False))
+    ((value, greedy),) = bridge.loglikelihood([ask(context, continuation)])
+    prompt = ids_of(merging, context) or [merging.tokenizer.bos_token_id]
+    table = conditional_table(denoiser(merging), prompt, ids_of(merging, continuation))
+    assert value == pytest.approx(enumerate_elbo(table.double()), abs=0.5) and value < -1
+    assert greedy is False
+
+
+def test_every_continuation_that_shares_a_context_is_scored_on_the_same_context(merging: LoadedModel) -> None:
+    bridge = HarnessModel(merging, HarnessSettings())
+    pairs = [bridge._token_pair("the green hou", text) for text in ("se", "se and", "nd", " the")]
+    assert {prompt for prompt, _ in pairs} == {tuple(ids_of(merging, "the green hou"))}
+    decode = merging.tokenizer.decode
+    assert [decode(ids) for _, ids in pairs] == ["se", "se and", "nd", " the"]
+
+
+def test_a_context_that_is_empty_is_the_start_of_text(merging: LoadedModel) -> None:
+    bridge = HarnessModel(merging, HarnessSettings(block_length=8, length=16))
+    settings = {"until": [], "max_gen_toks": 8}
+    start = merging.tokenizer.bos_token
+    empty, spelled = bridge.generate_until([ask("", settings), ask(start, settings)])
+    assert empty == spelled and empty
 
 
 def test_rolling_sums_windows_that_fit_the_model(model: LoadedModel) -> None:
@@ -107,6 +157,16 @@ def test_rolling_sums_windows_that_fit_the_model(model: LoadedModel) -> None:
     (total,) = bridge.loglikelihood_rolling([ask(text)])
     parts = bridge.loglikelihood_rolling([ask(text[:63]), ask(text[63:])])
     assert total == pytest.approx(sum(parts)) and bridge.loglikelihood_rolling([ask("")]) == [0]
+
+
+def test_a_text_whose_characters_give_no_token_is_refused(model: LoadedModel) -> None:
+    bridge = harness(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_eval_bridge, "encode", lambda tokenizer, text: ())
+        with pytest.raises(DataError, match="likelihood of the text '12', which has no token"):
+            bridge.loglikelihood_rolling([ask("12")])
+        with pytest.raises(DataError, match="likelihood of the continuation '2', which has no token"):
+            bridge.loglikelihood([ask("1", "2")])
 
 
 def test_a_generation_ends_before_the_first_stop_string(model: LoadedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -179,7 +180,11 @@ def test_saved_adapters_load_with_peft(adapted, tiny, tokens, tmp_path):
 
     module = adapted()
     folder = models.save_adapter(module, tmp_path / "adapter")
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(os.listdir(folder))
+    assert set(os.listdir(folder)) == {"adapter_config.json", "adapter_model.safetensors"}
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert "rl4dlm" not in json.dumps(config) and "auto_mapping" not in config
+    assert {"peft_type", "r", "lora_alpha", "target_modules"} <= set(config)
+    assert len(config) <= 13  # options of one version of peft are refused by others
     again = PeftModel.from_pretrained(tiny(), str(folder))
     assert torch.equal(call(again, tokens), call(module, tokens))
 

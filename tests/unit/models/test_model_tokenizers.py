@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from rl4dlm import models
 from rl4dlm.errors import DataError, ModelError
 from rl4dlm.models.tokenizers import build_bpe_tokenizer, build_char_tokenizer, encode
+from rl4dlm.recipe.sections import ModelInit
 
 CHARACTERS = "0123456789+-=, \n\\"
 TEXTS = ["Natalia sold 48 clips in April.", "How many clips did she sell?", "  indented\n\tlines\n\n"] * 3
@@ -118,3 +122,39 @@ def test_the_chat_template_gives_lladas_layout(tmp_path):
 
 def test_there_is_no_chat_template_unless_asked_for():
     assert CHAR.chat_template is None and BPE.chat_template is None
+
+
+PRIVATE = ("TokenizersBackend", "is_local", "local_files_only", "backend", "auto_map", "name_or_path")
+
+
+@pytest.mark.parametrize(
+    ("found", "written"),
+    [
+        (None, "PreTrainedTokenizerFast"),
+        ("TokenizersBackend", "PreTrainedTokenizerFast"),
+        ("DreamTokenizer", "PreTrainedTokenizerFast"),  # of code that the export does not hold
+        ("Qwen2Tokenizer", "Qwen2Tokenizer"),
+        ("Qwen2TokenizerFast", "Qwen2TokenizerFast"),
+    ],
+)
+def test_a_saved_tokenizer_names_a_class_that_every_transformers_has(found, written, tmp_path):
+    made = build_bpe_tokenizer(["one two three"] * 3, 300, chat_template=True)
+    made.add_special_tokens({"additional_special_tokens": ["<|role_end|>"]})
+    sizes = ModelInit(d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=16, max_sequence_length=32)
+    first = models.save(models.create(sizes, made, 0), tmp_path / "first", made)
+    file = first / "tokenizer_config.json"
+    config = {**json.loads(file.read_text()), "tokenizer_class": found, "name_or_path": str(tmp_path)}
+    config["auto_map"] = {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}
+    file.write_text(json.dumps(config))
+    loaded = models.load(first)
+    second = models.save(loaded, tmp_path / "second", loaded.tokenizer)
+    text = (second / "tokenizer_config.json").read_text()
+    assert json.loads(text)["tokenizer_class"] == written
+    assert [word for word in (*PRIVATE, str(tmp_path)) if word in text] == []
+    # transformers 4 reads a list of tokens under this name alone, and no chat_template.jinja before 4.50
+    assert json.loads(text)["additional_special_tokens"] == ["<|role_end|>"]
+    assert json.loads(text)["chat_template"] == made.chat_template
+    opened = AutoTokenizer.from_pretrained(second)
+    assert opened("one two<|role_end|>")["input_ids"] == made("one two<|role_end|>")["input_ids"]
+    assert (opened.mask_token_id, opened.chat_template) == (made.mask_token_id, made.chat_template)
+    assert "<|role_end|>" in opened.all_special_tokens
