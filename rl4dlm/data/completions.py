@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,13 +21,11 @@ from rl4dlm.data.prompts import PromptSource, eval_split, open_prompts
 from rl4dlm.data.render import Renderer, open_renderer
 from rl4dlm.data.rows import Encode
 from rl4dlm.data.source import read_rows
+from rl4dlm.data.table import Rows
 from rl4dlm.data.tasks import EVAL_UID, Task, open_task
 from rl4dlm.errors import DataError
 from rl4dlm.recipe.supervised import SFTDataConfig
 from rl4dlm.types import FORCED, SAMPLED, DenoiserSpec, Prompt
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,7 @@ def _hold_out(usable: Usable, num_eval: int, where: str) -> tuple[Usable, list[P
 class ExampleRows:
     """One split of a dataset, read as examples."""
 
-    dataset: Dataset
+    dataset: Rows
     columns: PairColumns
     data: SFTDataConfig
     reading: Reading

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from rl4dlm.data.columns import ColumnMap, map_columns
 from rl4dlm.data.render import Messages, Renderer, clean_prompt
 from rl4dlm.data.source import read_rows
+from rl4dlm.data.table import Rows
 from rl4dlm.errors import DataError
 from rl4dlm.recipe.sections import DataConfig
 from rl4dlm.types import Prompt
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 Encode = Callable[[str], tuple[int, ...]]
-
-_READ_AHEAD = 1000
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Usable:
 class PromptRows:
     """One split of a dataset, read as prompts."""
 
-    dataset: Dataset
+    dataset: Rows
     columns: ColumnMap
     renderer: Renderer
     tokenizer: Any
@@ -83,9 +79,7 @@ class PromptRows:
 
     def prompts(self, rows: Sequence[int], first_uid: int = 0) -> list[Prompt]:
         """Rows by index as prompts, with uid `first_uid` + index; too long ones are cut on the left."""
-        batch = self.dataset[list(rows)]
-        dicts = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        return [self._prompt(row, index, first_uid + index) for row, index in zip(dicts, rows, strict=True)]
+        return [self._prompt(self.dataset[index], index, first_uid + index) for index in rows]
 
     def _prompt(self, row: Mapping[str, Any], index: int, uid: int) -> Prompt:
         given, text, columns = self._render(row, index)
@@ -107,11 +101,7 @@ class PromptRows:
         fields = self.renderer.template.fields if self.renderer.template else ()
         wanted = {self.columns.prompt, self.columns.answer or "", *fields}
         wanted |= {name.partition(".")[0] for name in wanted}
-        table = self.dataset.select_columns([name for name in self.columns.names if name in wanted])
-        for start in range(rows.start, rows.stop, _READ_AHEAD):
-            batch = table[start : min(start + _READ_AHEAD, rows.stop)]
-            for offset, values in enumerate(zip(*batch.values(), strict=True)):
-                yield start + offset, dict(zip(batch, values, strict=True))
+        return self.dataset.scan(rows, wanted)
 
     def _too_long(self, index: int, length: int) -> DataError:
         return DataError(

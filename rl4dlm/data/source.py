@@ -1,18 +1,22 @@
-"""Rows of a real dataset through the `datasets` library: hub name, folder, .jsonl, .json, .csv, .parquet.
+"""Rows of a real dataset: hub name, folder, .jsonl, .json, .csv, .parquet.
 
-`datasets` is imported inside the functions: it costs about a second, and procedural tasks do without it.
+The `datasets` library finds files, splits and hub datasets, and reads tables. JSON and CSV are read here, as
+they are written: `datasets` guesses types. It is imported inside the functions, since it costs about a second
+and procedural tasks do without it.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rl4dlm.data.files import csv_rows
+from rl4dlm.data.table import ArrowRows, JsonRows, Rows, open_json
 from rl4dlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _HUB_TIMEOUT_S = 4.0
+_CSV_ROWS = 10_000
 
 
 def is_file(path: str) -> bool:
@@ -28,13 +33,11 @@ def is_file(path: str) -> bool:
     return Path(path).is_file()
 
 
-def read_rows(
-    path: str, split: str = "train", subset: str | None = None, *, key: str = "data.train"
-) -> Dataset:
-    """Open one split of a dataset; rows stay memory-mapped on disk.
+def read_rows(path: str, split: str = "train", subset: str | None = None, *, key: str = "data.train") -> Rows:
+    """Open one split of a dataset; nothing larger than a .json list or a CSV file is kept in memory.
 
-    The values of local CSV files are text exactly as written: guessing types would turn `0140` into 140 and
-    `NA` into nothing. A folder may be one that `Dataset.save_to_disk` wrote.
+    The values of JSON and CSV files are those of the file: text stays text, `0140` is not 140, `2023-05-01`
+    no date, and integers of any size are exact. A folder may be one that `Dataset.save_to_disk` wrote.
 
     Args:
         path: hub name, local folder or file.
@@ -49,39 +52,47 @@ def read_rows(
     local = Path(path).exists()
     with _quiet(local):
         try:
-            builder = _open_builder(path, subset, where)
-            builder.download_and_prepare()
+            splits = _open_splits(path, subset, where)
         except DataError:
             raise
         except Exception as error:  # readers raise anything from StopIteration to a driver's own types
-            raise DataError(
-                f"{where}: cannot be read: {_cause(error)}.\nFix: {_remedy(path, local)}."
-            ) from error
-        sizes = {name: info.num_examples for name, info in (builder.info.splits or {}).items()}
-        if not any(sizes.values()):
+            raise DataError(f"{where}: cannot be read: {_cause(error)}.\nFix: {_remedy(local)}.") from error
+        if not any(len(rows) for rows in splits.values()):
             raise DataError(f"{where}: holds no rows.\nFix: point {key} at a dataset with at least one row.")
         try:
-            return builder.as_dataset(split=split)
+            return _take(splits, split)
         except (ValueError, KeyError) as error:
-            names = ", ".join(f"{name} ({rows} rows)" for name, rows in sizes.items())
+            names = ", ".join(f"{name} ({len(rows)} rows)" for name, rows in splits.items())
             raise DataError(
                 f"{where}: {key}_split = {split!r}: {_cause(error)}. Splits there are: {names}.\n"
                 f"Fix: set {key}_split to one of them."
             ) from None
 
 
-def _open_builder(path: str, subset: str | None, where: str) -> DatasetBuilder:
-    """The reader of a dataset, which has read nothing yet."""
+Splits = Mapping[str, "Dataset | JsonRows"]
+
+
+def _take(splits: Splits, split: str) -> Rows:
+    """A split or a slice, in the notation of `datasets`."""
+    from datasets import ReadInstruction, concatenate_datasets
+
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    parts = ReadInstruction.from_spec(split).to_absolute(sizes)
+    if not any(part.from_ < part.to for part in parts):
+        raise ValueError("it corresponds to no data")
+    taken = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    json = [rows for rows in taken if isinstance(rows, JsonRows)]
+    return JsonRows.joined(json) if json else ArrowRows(concatenate_datasets(taken))
+
+
+def _open_splits(path: str, subset: str | None, where: str) -> Splits:
+    """All splits of a dataset by name."""
     from datasets import load_dataset_builder
 
     place = Path(path)
     if place.is_file():
-        if subset is not None:
-            raise DataError(
-                f"{where}: data.subset = {subset}: a file has no subsets.\nFix: remove data.subset."
-            )
-        builder = load_dataset_builder(_format_of(place, where), data_files={"train": str(place)})
-    elif place.is_dir():
+        return {"train": _open_file(place, subset, where)}
+    if place.is_dir():
         saved = _saved_splits(place)
         if saved:
             builder = load_dataset_builder("arrow", data_files=saved)
@@ -89,8 +100,60 @@ def _open_builder(path: str, subset: str | None, where: str) -> DatasetBuilder:
             builder = load_dataset_builder(str(place.resolve()), name=subset)
     else:
         _require_hub(path, where)
-        return load_dataset_builder(path, name=subset)
-    return _with_text_columns(builder) if builder.info.builder_name == "csv" else builder
+        builder = load_dataset_builder(path, name=subset)
+    return _splits_of(builder, where)
+
+
+def _open_file(place: Path, subset: str | None, where: str) -> Dataset | JsonRows:
+    from datasets import load_dataset_builder
+
+    if subset is not None:
+        raise DataError(f"{where}: data.subset = {subset}: a file has no subsets.\nFix: remove data.subset.")
+    kind = _format_of(place, where)
+    if kind == "json":
+        return open_json([place], where)
+    if kind == "csv":
+        return _csv_table([place], where, ",")
+    builder = load_dataset_builder(kind, data_files={"train": str(place)})
+    return _splits_of(builder, where)["train"]
+
+
+def _splits_of(builder: DatasetBuilder, where: str) -> Splits:
+    """The splits that a reader of `datasets` has found; JSON and CSV files are read as they are written."""
+    kind, config = builder.info.builder_name, builder.config
+    if kind == "json" and config.field is None:
+        return {name: open_json(files, where) for name, files in _fetched(builder).items()}
+    if kind == "csv":
+        delimiter = config.delimiter or config.sep
+        return {name: _csv_table(files, where, delimiter) for name, files in _fetched(builder).items()}
+    builder.download_and_prepare()
+    return {str(name): builder.as_dataset(split=name) for name in builder.info.splits or {}}
+
+
+def _fetched(builder: DatasetBuilder) -> dict[str, list[Path]]:
+    """The files of each split on this machine: those of the hub downloaded, compressed ones unpacked."""
+    from datasets import DownloadManager
+
+    manager = DownloadManager(dataset_name=builder.dataset_name)
+    files = manager.download_and_extract(builder.config.data_files)
+    return {str(split): [Path(file) for file in manager.iter_files(names)] for split, names in files.items()}
+
+
+def _csv_table(paths: Sequence[Path], where: str, delimiter: str) -> Dataset:
+    """CSV files one after the other, every column as text."""
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    tables = []
+    for path in paths:
+        here = where if len(paths) == 1 else f"{where}, {path.name}"
+        with open(path, "rb") as file:
+            rows = csv_rows(file, here, delimiter)
+            while batch := list(islice(rows, _CSV_ROWS)):
+                schema = pa.schema([(name, pa.string()) for name in batch[0]])
+                tables.append(pa.Table.from_pylist(batch, schema=schema))
+    return Dataset(InMemoryTable(pa.concat_tables(tables))) if tables else Dataset.from_dict({})
 
 
 def _format_of(file: Path, where: str) -> str:
@@ -112,17 +175,6 @@ def _saved_splits(folder: Path) -> dict[str, str] | None:
     if (folder / "state.json").is_file():
         return {"train": f"{folder}/*.arrow"}
     return None
-
-
-def _with_text_columns(builder: DatasetBuilder) -> DatasetBuilder:
-    """The same CSV files with every column read as text."""
-    from datasets import Features, Value, load_dataset_builder
-
-    files = {str(split): list(names) for split, names in builder.config.data_files.items()}
-    with open(next(iter(files.values()))[0], encoding="utf-8-sig", newline="") as lines:
-        header = next(csv.reader(lines), [])
-    features = Features({name: Value("string") for name in header})
-    return load_dataset_builder("csv", data_files=files, features=features, keep_default_na=False)
 
 
 def _require_hub(path: str, where: str) -> None:
@@ -163,12 +215,8 @@ def _require_hub(path: str, where: str) -> None:
         ) from None
 
 
-def _remedy(path: str, local: bool) -> str:
-    if not local:
-        return "check data.subset and the dataset's page on the hub"
-    return (
-        "check that every line is one JSON object" if path.endswith(".jsonl") else "check the file's contents"
-    )
+def _remedy(local: bool) -> str:
+    return "check the file's contents" if local else "check data.subset and the dataset's page on the hub"
 
 
 def _cause(error: BaseException) -> str:

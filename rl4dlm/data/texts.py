@@ -34,7 +34,7 @@ def training_texts(data: DataConfig, seed: int, *, held_out: int = 0) -> Iterato
     rows = read_rows(data.train, data.train_split, data.subset)
     columns = map_columns(rows.column_names, data, where)
     last = len(rows) if data.eval is not None else max(0, len(rows) - held_out)
-    for index, row in enumerate(rows.select(range(last))):
+    for index, row in rows.scan(range(last)):
         prompt, others = columns.read(row, f"{where}, row {index}")
         for value in (prompt, others.get("answer")):
             yield from _texts(value)
@@ -59,7 +59,7 @@ def example_texts(data: SFTDataConfig, seed: int, *, held_out: int = 0) -> Itera
             "Fix: set model.path to the model that drew them, in place of model.init."
         )
     last = len(rows) if data.eval is not None else max(0, len(rows) - held_out)
-    for index, row in enumerate(rows.select(range(last))):
+    for index, row in rows.scan(range(last)):
         for value in columns.read(row, f"{where}, row {index}", as_text=data.prompt_template is not None):
             yield from _texts(value)
 

@@ -21,6 +21,7 @@ from rl4dlm.decoding import PolicyFeatures, UnmaskPolicy, register_policy
 from rl4dlm.decoding.learned import POLICIES, find_policy
 from rl4dlm.errors import ModelError
 from rl4dlm.models.folders import new_folder
+from rl4dlm.recipe.bounded import parse_json
 
 NEW = "new"
 """As `rollout.policy`: a network that has not been trained."""
@@ -142,7 +143,7 @@ def load_policy(folder: str | Path) -> UnmaskNet:
     place = Path(folder).expanduser()
     remedy = "Fix: give rollout.policy the folder policy/ of an unmasking_policy run."
     try:
-        values = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        values = parse_json((place / "config.json").read_bytes(), finite=True)
         if not isinstance(values, dict) or values.pop("model_type", None) != _KIND:
             raise ModelError(f"{folder} holds no unmasking policy.\n{remedy}")
         if set(values) != {field.name for field in fields(UnmaskNetConfig)}:

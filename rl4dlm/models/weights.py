@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rl4dlm.errors import ModelError
+from rl4dlm.recipe.bounded import Unreadable, parse_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -50,16 +51,14 @@ def read_json(file: Path) -> dict[str, Any]:
         ModelError: the file is missing, cannot be read, or does not hold an object.
     """
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(file.read_bytes(), finite=True)
     except FileNotFoundError:
         raise ModelError(
             f"{file} is missing. "
             "Fix: give a folder in Hugging Face layout (config.json, *.safetensors, tokenizer.json)."
         ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{file} is not valid JSON ({error}). Fix: download or write the file again."
-        ) from None
+    except (OSError, Unreadable) as error:
+        raise ModelError(f"{file} cannot be read ({error}). Fix: download or write the file again.") from None
     if not isinstance(data, dict):
         raise ModelError(f"{file} holds a {type(data).__name__}, not a JSON object. Fix: download it again.")
     return data
@@ -120,7 +119,7 @@ def _read_header(file: Path) -> dict[str, TensorHeader]:
             size = file.stat().st_size
             if length > size - 8:
                 raise ValueError("the file ends inside its header")
-            entries = json.loads(stream.read(length))
+            entries = parse_json(stream.read(length))
         entries.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         if 8 + length + end != size:

@@ -220,7 +220,10 @@ def other_family(model: Path) -> None:
 
 DAMAGES = [
     (lambda model: (model / "config.json").unlink(), ["model/config.json is missing", "Fix: "]),
-    (lambda model: (model / "config.json").write_text("{"), ["model/config.json is not valid JSON", "Fix: "]),
+    (
+        lambda model: (model / "config.json").write_text("{"),
+        ["model/config.json cannot be read (not JSON", "Fix: "],
+    ),
     (other_family, ["model/config.json", "llama", "Fix: "]),
     (drop_tensor, ["model", "tensor model.transformer.ln_f.weight is missing", "Fix: "]),
     (
@@ -283,7 +286,11 @@ def test_a_model_that_is_not_there(dry: list[str], place: Path, refused: Refused
         ("nowhere.jsonl", None, ["data.train = nowhere.jsonl: no such file", "Fix: correct the path"]),
         ("rows.jsonl", "", ["data.train = rows.jsonl: the file is empty", "Fix: "]),
         ("rows.csv", "prompt,answer\n", ["data.train = rows.csv: holds no rows", "Fix: "]),
-        ("rows.jsonl", '{"prompt": "1"\n', ["data.train = rows.jsonl: cannot be read", "row 0", "Fix: "]),
+        (
+            "rows.jsonl",
+            '{"prompt": "1"\n',
+            ["rows.jsonl, row 0 (line 1): not JSON", "Fix: write one"],
+        ),
         (
             "rows.txt",
             "1 2 3\n",
@@ -398,7 +405,12 @@ def test_a_reward_that_cannot_be_tried(place: Path, refused: Refused) -> None:
         "rewards", "test", "sort", "--data", "rows.jsonl", told=["rows.jsonl, row 1", "completion", "Fix: "]
     )
     refused(
-        "rewards", "test", "sort", "--data", "broken.jsonl", told=["broken.jsonl, row 0: not JSON", "Fix: "]
+        "rewards",
+        "test",
+        "sort",
+        "--data",
+        "broken.jsonl",
+        told=["row 0 (line 1): not JSON", "Fix: "],
     )
 
 

@@ -1,25 +1,18 @@
 """Rows of a .jsonl, .csv or .parquet file, streamed: a file larger than memory is read in one pass.
 
-`datasets` would read them too, but it copies the file into its cache first and cannot hold a JSON column of
-mixed types, such as Countdown's `[[3, 5, 8], 21]`.
+Values are those of the file, as in a run's data (`rl4dlm.data.files`).
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
+from rl4dlm.data.files import Row, csv_rows, json_lines
 from rl4dlm.errors import DataError
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 _PARQUET_ROWS = 1024
-_CSV_FIELD_CHARS = 1 << 27
-
-Row = dict[str, Any]
 
 
 class SavedRows:
@@ -63,11 +56,6 @@ class SavedRows:
             for row in read[self.path.suffix.lower()]():
                 yield row
                 count += 1
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self.path}, row {count} or soon after: not UTF-8 ({error.reason}).\n"
-                "Fix: save the file as UTF-8."
-            ) from None
         except OSError as error:
             raise DataError(
                 f"{self.path}: cannot be read: {error.strerror or error}.\nFix: check the file."
@@ -77,51 +65,17 @@ class SavedRows:
 
     def _jsonl(self) -> Iterator[Row]:
         with open(self.path, "rb") as file:
-            index = 0
-            for line in file:
-                if line.strip():
-                    yield self._object(line, index)
-                    index += 1
-                self._note_position(file.tell())
-
-    def _object(self, line: bytes, index: int) -> Row:
-        try:
-            # From Windows tools a file may begin with a byte order mark.
-            row = json.loads(line.decode("utf-8-sig" if index == 0 else "utf-8"))
-        except UnicodeDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{self.path}, row {index}: not JSON: {error}.\nFix: write one JSON object a line."
-            ) from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{self.path}, row {index}: holds a {type(row).__name__}, not an object.\n"
-                "Fix: write one JSON object a line."
-            )
-        return row
+            for start, row in json_lines(file, str(self.path)):
+                yield row
+                self._note_position(start)
 
     def _csv(self) -> Iterator[Row]:
-        csv.field_size_limit(_CSV_FIELD_CHARS)
         with open(self.path, "rb") as file:
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            reader = csv.DictReader(text, restkey="", strict=True)
-            try:
-                for index, row in enumerate(reader):
-                    yield self._cells(row, reader.fieldnames or (), index)
-                    self._note_position(file.tell())
-            except csv.Error as error:
-                raise DataError(
-                    f"{self.path}, line {reader.line_num}: not CSV: {error}.\nFix: check quotes and commas."
-                ) from None
-
-    def _cells(self, row: Row, names: Any, index: int) -> Row:
-        if "" in row and "" not in names or None in row.values():
-            raise DataError(
-                f"{self.path}, row {index}: has another number of cells than the header ({len(names)}).\n"
-                "Fix: quote cells that hold commas or line breaks."
-            )
-        return {name: value if value != "" or name in self._texts else None for name, value in row.items()}
+            for row in csv_rows(file, str(self.path)):
+                yield {
+                    name: cell if cell != "" or name in self._texts else None for name, cell in row.items()
+                }
+                self._note_position(file.tell())
 
     def _parquet(self) -> Iterator[Row]:
         import pyarrow

@@ -150,7 +150,7 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path):
 def test_a_missing_or_broken_configuration_is_refused(folder):
     config = folder / "config.json"
     config.write_text('{"model_type": "llada", ')
-    assert f"{config} is not valid JSON" in refusal(folder)
+    assert f"{config} cannot be read (not JSON" in refusal(folder)
     config.write_text("[]")
     assert f"{config} holds a list" in refusal(folder)
     config.unlink()
