@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def train(
     from rl4dlm.run.folder import RunFolder
 
     arguments, step = _take_step(recipe, resume)
-    loaded = _recipe(arguments)
+    loaded = _recipe([*arguments, *_place_of_run(arguments, resume)])
     RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
     if dry_run:
         from rl4dlm.commands.dry_run import dry_run as run_dry
@@ -93,7 +94,7 @@ def sft(
     from rl4dlm.run.folder import RunFolder
 
     arguments, step = _take_step(recipe, resume)
-    loaded = _recipe(arguments, SFTRecipe)
+    loaded = _recipe([*arguments, *_place_of_run(arguments, resume)], SFTRecipe)
     RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
     if dry_run:
         from rl4dlm.commands.dry_run import dry_run_sft
@@ -536,6 +537,17 @@ def _run_recipe(name: str) -> str:
     """A run's folder stands for the recipe inside it."""
     inside = Path(name) / "recipe.yaml"
     return str(inside) if inside.is_file() else name
+
+
+def _place_of_run(arguments: list[str], resume: bool) -> list[str]:
+    """Overrides that say where a run to be resumed lies now: its folder may have been moved or renamed."""
+    folders = [Path(name) for name in arguments if _run_recipe(name) != name]
+    if not resume or len(folders) != 1:
+        return []
+    folder = folders[0].absolute()
+    place = {"run.output_dir": str(folder.parent), "run.name": folder.name}
+    given = {argument.partition("=")[0] for argument in arguments}
+    return [f"{key}={json.dumps(value)}" for key, value in place.items() if key not in given]
 
 
 def _take_step(arguments: list[str], resume: bool) -> tuple[list[str], int | None]:

@@ -6,16 +6,20 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rl4dlm.errors import CheckpointError, StorageError
 from rl4dlm.recipe import AnyRecipe, dump_resolved, load_recipe
+from rl4dlm.run.digests import digests_of, flush_to_disk, require_digests, text_digest
+from rl4dlm.run.ownership import LOCK_FILE, owned
 
 # Settings that a resumed run may change: they do not touch what the weights become, or say how long to go on.
 MAY_CHANGE = (
     "run.output_dir",
+    "run.name",
     "trainer.max_steps",
     "trainer.save_steps",
     "trainer.save_total_limit",
@@ -36,9 +40,16 @@ MAY_CHANGE = (
     "sft.elbo_states",
 )
 
+STATE_FILE = "state.json"
+_FILES = "files"
+"""Key of the state: `relative path -> digest` of the checkpoint's other files."""
+_DIGEST = "digest"
+"""Key of the state: the digest of everything else in it."""
+_UNFINISHED, _REPLACED = ".unfinished_", ".replaced_"
+
 
 class CheckpointParts:
-    """What a checkpoint's folder holds besides state.json."""
+    """What the folder of a checkpoint holds besides its state."""
 
     def __init__(self, folder: Path) -> None:
         self.engine = folder / "engine"
@@ -67,6 +78,19 @@ class Checkpoint:
     def parts(self) -> CheckpointParts:
         return CheckpointParts(self.folder)
 
+    def verify(self) -> None:
+        """Every file must be the one that was saved.
+
+        Raises:
+            CheckpointError: one is missing or damaged, or no digests were kept.
+        """
+        remedy = "resume from another checkpoint with --resume step=N, or restore this one from a copy."
+        files = self.state.get(_FILES)
+        if not isinstance(files, dict) or self.state.get(_DIGEST) != _state_digest(self.state):
+            why = "is damaged" if _DIGEST in self.state else "has no digests of the checkpoint's files"
+            raise CheckpointError(f"{self.folder / STATE_FILE} {why}.\nFix: {remedy}")
+        require_digests(self.folder, files, remedy)
+
 
 class RunFolder:
     """`output_dir/name`: recipe.yaml, metrics.jsonl, report.html, rollouts/, checkpoints/, model/, log.txt
@@ -91,18 +115,32 @@ class RunFolder:
         """The folder that a recipe's run has, whether or not it exists."""
         return cls(Path(recipe.run.output_dir) / recipe.run.name)
 
+    def owned(self) -> AbstractContextManager[None]:
+        """Hold the folder against every other process until the block ends, see `ownership.owned`.
+
+        Raises:
+            CheckpointError: another process holds it.
+            StorageError: the folder cannot be written.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            self.refuse_other_run()
+        return owned(self.root)
+
     def refuse_other_run(self) -> None:
         """A new run may not write where something else lies.
 
         Raises:
             CheckpointError: the folder is not empty.
         """
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        if self.root.exists() and (not self.root.is_dir() or self._in_use()):
             what = "another run" if self.recipe.exists() else "something else"
             raise CheckpointError(
                 f"{self.root} already holds {what}; nothing was overwritten.\n"
                 "Fix: choose another run.name or run.output_dir, or continue that run with --resume."
             )
+
+    def _in_use(self) -> bool:
+        return any(path.name != LOCK_FILE for path in self.root.iterdir())
 
     def create(self, recipe: AnyRecipe) -> None:
         """Make the folder of a new run and write its recipe.
@@ -167,7 +205,8 @@ class RunFolder:
             StorageError: the disk refused.
         """
         self.require_same_run(recipe)
-        for leftover in self.checkpoints.glob(".unfinished_*") if self.checkpoints.is_dir() else ():
+        self._put_back_replaced()
+        for leftover in self.checkpoints.glob(f"{_UNFINISHED}*") if self.checkpoints.is_dir() else ():
             shutil.rmtree(leftover)
         with storage(f"{self.recipe} could not be written"):
             dump_resolved(recipe, self.recipe)
@@ -193,29 +232,42 @@ class RunFolder:
             StorageError: the disk refused; earlier checkpoints and `latest` are as before.
         """
         final = self.checkpoints / f"step_{update:06d}"
-        unfinished = self.checkpoints / f".unfinished_{final.name}"
+        unfinished = self.checkpoints / f"{_UNFINISHED}{final.name}"
         try:
             with storage(f"{final} could not be written"):
                 shutil.rmtree(unfinished, ignore_errors=True)
                 unfinished.mkdir(parents=True)
                 write(unfinished)
-                _write_text(unfinished / "state.json", json.dumps({**state, "update": update}))
-                _remove(final)
-                unfinished.rename(final)
+                _write_text(unfinished / STATE_FILE, _state_text({**state, "update": update}, unfinished))
+                flush_to_disk(unfinished)
+                _replace(final, unfinished)
                 _write_text(self.checkpoints / "latest", final.name)
-                spared = None if good is None else self.newest_until(good)
-                for old in self.complete()[:-keep]:
-                    if old != spared:
-                        _remove(old.folder)
+                self._rotate(keep, good)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         return final
 
+    def _rotate(self, keep: int, good: int | None) -> None:
+        """Remove what is beyond the newest `keep` checkpoints, but for the newest one up to `good`."""
+        spared = None if good is None else self.newest_until(good)
+        for old in self.complete()[:-keep]:
+            if old != spared:
+                _remove(old.folder)
+
+    def _put_back_replaced(self) -> None:
+        """A checkpoint that was being replaced when its run was killed is the run's again."""
+        for old in self.checkpoints.glob(f"{_REPLACED}*") if self.checkpoints.is_dir() else ():
+            final = self.checkpoints / old.name.removeprefix(_REPLACED)
+            if final.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(final)
+
     def complete(self) -> list[Checkpoint]:
         """All whole checkpoints, oldest first."""
         found = []
-        for file in self.checkpoints.glob("step_*/state.json"):
+        for file in self.checkpoints.glob(f"step_*/{STATE_FILE}"):
             try:
                 state = json.loads(file.read_text(encoding="utf-8"))
                 found.append(Checkpoint(file.parent, int(state["update"]), state))
@@ -250,14 +302,19 @@ class RunFolder:
         )
 
     def drop_after(self, update: int) -> None:
-        """Forget checkpoints and rollouts of later updates: the run goes on from `update`."""
+        """Forget checkpoints and rollouts of later updates, once the run has resumed from `update`.
+
+        Nothing brings them back, so this comes after everything of a resume that can fail.
+        """
+        kept = self.newest_until(update)
+        latest = self.checkpoints / "latest"
+        if kept is not None:
+            _write_text(latest, kept.folder.name)
+        else:
+            latest.unlink(missing_ok=True)
         for checkpoint in self.complete():
             if checkpoint.update > update:
                 _remove(checkpoint.folder)
-                (self.checkpoints / "latest").unlink(missing_ok=True)
-        newest = self.find()
-        if newest is not None:
-            _write_text(self.checkpoints / "latest", newest.folder.name)
         for path in self.rollouts.glob("update_*.parquet") if self.rollouts.is_dir() else ():
             if int(path.stem.removeprefix("update_")) > update:
                 path.unlink()
@@ -289,13 +346,33 @@ class storage:
             ) from error
 
 
+def _state_text(state: dict[str, Any], folder: Path) -> str:
+    """The state of a checkpoint whose other files lie in `folder`, with their digests and its own."""
+    told = json.loads(json.dumps({**state, _FILES: digests_of(folder)}))
+    return json.dumps({**told, _DIGEST: _state_digest(told)})
+
+
+def _state_digest(state: dict[str, Any]) -> str:
+    told = {key: value for key, value in state.items() if key != _DIGEST}
+    return text_digest(json.dumps(told, sort_keys=True))
+
+
+def _replace(final: Path, unfinished: Path) -> None:
+    """Put a whole checkpoint in its place; one that is there already goes when the new one stands."""
+    old = final.with_name(f"{_REPLACED}{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    unfinished.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, if there is one; when killed half-way, what is left does not look whole."""
-    doomed = folder.with_name(f".unfinished_old_{folder.name}")
+    """Remove a checkpoint; when killed half-way, what is left does not look whole."""
+    doomed = folder.with_name(f"{_UNFINISHED}old_{folder.name}")
     shutil.rmtree(doomed, ignore_errors=True)
-    if folder.exists():
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -72,8 +72,13 @@ def replace_file(path: Path, data: bytes) -> None:
 class JsonLines:
     """An append-only file of JSON objects; each row reaches the operating system before `append` returns."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, durable: bool = False) -> None:
+        """
+        Args:
+            durable: each row reaches the disk, so that no checkpoint written after it outlives it.
+        """
         self.path = path
+        self._durable = durable
         self._file: FileIO | None = None
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -86,6 +91,8 @@ class JsonLines:
             if self._file is None:
                 self._file = open(self.path, "ab", buffering=0)
             _write_or_undo(self._file, encode_row(row))
+            if self._durable:
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise storage_error(self.path, error) from error
 

@@ -39,8 +39,8 @@ class JsonlSink(Sink):
         Raises:
             CheckpointError: a new run finds the metrics of another one, or a file to be continued is broken.
         """
-        self._metrics = JsonLines(folder / METRICS_FILE)
-        self._evaluations = JsonLines(folder / EVALUATIONS_FILE)
+        self._metrics = JsonLines(folder / METRICS_FILE, durable=True)
+        self._evaluations = JsonLines(folder / EVALUATIONS_FILE, durable=True)
         self._samples = JsonLines(folder / SAMPLES_FILE)
         self._phases = JsonLines(folder / PHASES_FILE)
         self._events = JsonLines(folder / EVENTS_FILE)
@@ -48,6 +48,8 @@ class JsonlSink(Sink):
         """Seconds that the kept part of the run has taken."""
         self.evaluated: set[int] = set()
         """Updates that have a complete evaluation on file."""
+        self.lost: list[int] = []
+        """Updates before the resume whose metrics are not on file: a kill or a disk tore their rows."""
         self._update = resume_from or 0
         self._ended = False
         if resume_from is None:
@@ -69,6 +71,7 @@ class JsonlSink(Sink):
         kept = [
             stream.keep(lambda row: row["update"] <= update) for stream in (self._metrics, self._evaluations)
         ]
+        self.lost = sorted(set(range(1, update + 1)) - {row["update"] for row in kept[0]})
         self.evaluated = {row["update"] for row in kept[1]}
         # Samples are written before their evaluation's row: without it they are half of a lost evaluation.
         self._samples.keep(lambda row: row["update"] in self.evaluated)

@@ -16,7 +16,7 @@ from rl4dlm.errors import StorageError
 from rl4dlm.recipe import AnyRecipe, dump_resolved
 from rl4dlm.tracking.console import make_console_sink
 from rl4dlm.tracking.environment import describe_environment
-from rl4dlm.tracking.files import RECIPE_FILE, storage_error
+from rl4dlm.tracking.files import METRICS_FILE, RECIPE_FILE, storage_error
 from rl4dlm.tracking.history import RunHistory
 from rl4dlm.tracking.jsonl import JsonlSink
 from rl4dlm.tracking.names import REWARD, ZERO_STD
@@ -81,6 +81,8 @@ class Tracker:
         wandb_sink = WandbSink(recipe, folder, note=self.note, warn=self.warn)
         # The report reads the JSON lines, so they come first; W&B may speak at its end, so it comes last.
         self._sinks: tuple[Sink, ...] = (self._jsonl, screen, ReportSink(folder), wandb_sink)
+        if self._jsonl.lost:
+            self.warn(_lost_rows(self._jsonl.lost))
         try:
             wandb_sink.start()
         except BaseException:  # an interrupt while W&B connects: the terminal gets its cursor back
@@ -189,6 +191,14 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _lost_rows(updates: Sequence[int]) -> str:
+    named = ", ".join(map(str, updates[:10])) + (", ..." if len(updates) > 10 else "")
+    return (
+        f"{METRICS_FILE} has no row of update {named}: it was torn or cut. Curves have a gap there; the "
+        "weights are those of the checkpoint. Resume from an earlier one with --resume step=N to fill it."
+    )
 
 
 def _prepare_folder(recipe: AnyRecipe, folder: Path) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from rl4dlm import __version__, cli
 from rl4dlm.errors import RecipeError, RunError, StorageError
+from rl4dlm.run.folder import RunFolder
 
 HEAVY = {
     "torch",
@@ -142,6 +143,24 @@ def test_recipes_files_and_overrides_are_told_apart(tmp_path: Path, monkeypatch:
     recipe = cli._recipe(["quickstart", "runs/old", "lr=small.yaml", "run.seed=3"])
 
     assert (recipe.trainer.max_steps, recipe.trainer.learning_rate, recipe.run.seed) == (20, 1e-7, 3)
+
+
+def test_a_run_that_was_moved_or_renamed_is_resumed_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = cli._recipe(["quickstart", "run.name=old"])
+    RunFolder.of(old).create(old)
+    (tmp_path / "archive").mkdir()
+    moved = (tmp_path / "runs" / "old").rename(tmp_path / "archive" / "new-1")
+
+    arguments = [str(moved.relative_to(tmp_path)), "trainer.max_steps=200"]
+    recipe = cli._recipe([*arguments, *cli._place_of_run(arguments, True)])
+
+    assert RunFolder.of(recipe).root == moved
+    RunFolder.of(recipe).require_same_run(recipe)
+    assert cli._place_of_run(arguments, False) == []  # a new run by the old one's recipe goes elsewhere
+    assert cli._place_of_run([*arguments, "run.name=x"], True) == [f'run.output_dir="{moved.parent}"']
 
 
 def test_the_step_to_resume_from_is_not_an_override() -> None:

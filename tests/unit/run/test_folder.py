@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -185,12 +188,10 @@ def test_latest_stays_readable_when_the_disk_refuses_its_new_text(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.save_checkpoint(5, write_weights("a"), {}, keep=3)
-    calls = iter([None, OSError(errno.ENOSPC, "No space left on device")])  # state.json, then latest
 
     def refuse(descriptor: int) -> None:
-        error = next(calls)
-        if error is not None:
-            raise error
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".latest.tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("rl4dlm.run.folder.os.fsync", refuse)
     with pytest.raises(StorageError, match="No space left"):
@@ -315,3 +316,166 @@ def test_differences_are_dotted_keys_with_both_values() -> None:
     old = {"a": {"b": 1, "c": (1, 2)}, "d": None, "e": 5}
     new = {"a": {"b": 2, "c": (1, 2)}, "d": {"x": 1}}
     assert list(differences(old, new)) == [("a.b", 1, 2), ("d", None, {"x": 1}), ("e", 5, None)]
+
+
+def damaged(run: RunFolder, change: Callable[[Path], object]) -> str:
+    """What verifying a checkpoint says after its folder was changed."""
+    run.save_checkpoint(5, write_weights("the weights of update 5"), {"seed": 3, "rate": 1e-6}, keep=2)
+    checkpoint = run.find(5)
+    assert checkpoint is not None
+    checkpoint.verify()
+    change(checkpoint.folder)
+    changed = run.find(5)
+    assert changed is not None
+    with pytest.raises(CheckpointError, match="Fix: resume from another checkpoint") as caught:
+        changed.verify()
+    return str(caught.value)
+
+
+def flip(path: Path) -> None:
+    """One bit of a file is another one."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_one_flipped_bit_in_a_checkpoint_is_noticed_and_named(run: RunFolder) -> None:
+    assert "step_000005/weights is damaged" in damaged(run, lambda folder: flip(folder / "weights"))
+
+
+def test_a_missing_file_of_a_checkpoint_is_named(run: RunFolder) -> None:
+    assert "step_000005/weights is missing" in damaged(run, lambda folder: (folder / "weights").unlink())
+
+
+def test_another_number_in_the_state_is_noticed(run: RunFolder) -> None:
+    def lower(folder: Path) -> None:
+        text = (folder / "state.json").read_text()
+        (folder / "state.json").write_text(text.replace('"seed": 3', '"seed": 2'))
+
+    assert "state.json is damaged" in damaged(run, lower)
+
+
+def test_a_state_without_digests_does_not_pass_for_verified(run: RunFolder) -> None:
+    told = damaged(run, lambda folder: (folder / "state.json").write_text('{"update": 5}'))
+    assert "has no digests" in told
+
+
+def test_everything_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: set[str] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def watch(descriptor: int) -> None:
+        flushed.add(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def check(self: Path, target: Path) -> Path:
+        assert {"weights", "state.json", self.name} <= flushed
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    monkeypatch.setattr(Path, "rename", check)
+    run.save_checkpoint(5, write_weights("a"), {}, keep=1)
+
+
+def test_a_checkpoint_that_is_saved_again_is_never_gone(
+    run: RunFolder, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save_checkpoint(5, write_weights("old"), {}, keep=1)
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == ".unfinished_step_000005":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.save_checkpoint(5, write_weights("new"), {}, keep=1)
+    run.reopen(recipe)
+    found = run.find(5)
+    assert found is not None and (found.folder / "weights").read_text() == "old"
+
+
+def test_what_is_dropped_goes_after_latest_names_what_stays(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for update in (5, 10, 15):
+        run.save_checkpoint(update, write_weights(""), {}, keep=9)
+    seen: list[str] = []
+    rename = Path.rename
+
+    def watch(self: Path, target: Path) -> Path:
+        seen.append((run.checkpoints / "latest").read_text())
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watch)
+    run.drop_after(7)
+    assert seen == ["step_000005", "step_000005"]
+    assert [checkpoint.update for checkpoint in run.complete()] == [5]
+
+
+def test_a_folder_has_one_owner_and_the_refusal_names_it(run: RunFolder) -> None:
+    with run.owned(), pytest.raises(CheckpointError) as caught, run.owned():
+        pass
+    assert f"mine is in use by process {os.getpid()} on " in str(caught.value)
+    with run.owned():  # the first owner has let go
+        pass
+    assert not (run.root / "run.lock").exists()
+
+
+def test_an_owner_that_was_killed_holds_nothing(run: RunFolder) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom rl4dlm.run.ownership import owned\n"
+        "with owned(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(run.root)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(CheckpointError, match=f"in use by process {holder.pid} on "), run.owned():
+        pass
+    holder.kill()
+    holder.wait()
+    with run.owned():
+        assert (run.root / "run.lock").is_file()
+
+
+def test_of_many_that_start_at_once_one_gets_the_folder(recipe: Recipe) -> None:
+    folder, held, refused = RunFolder.of(recipe), [], []
+    start, end = threading.Barrier(8), threading.Event()
+
+    def begin() -> None:
+        start.wait()
+        try:
+            with folder.owned():
+                held.append(1)
+                end.wait(20)
+        except CheckpointError:
+            refused.append(1)
+            if len(refused) == 7:
+                end.set()
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 7)
+
+
+def test_a_start_that_wrote_nothing_leaves_no_folder(recipe: Recipe, tmp_path: Path) -> None:
+    nested = RunFolder(tmp_path / "runs" / "new")
+    with pytest.raises(KeyboardInterrupt), nested.owned():
+        nested.refuse_other_run()  # the lock is not another run
+        raise KeyboardInterrupt
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_or_a_read_only_place_is_no_folder_for_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be made: Not a directory.\nFix: choose another"):
+        with RunFolder(tmp_path / "file" / "run").owned():
+            pass
+    with pytest.raises(CheckpointError, match="something else"), RunFolder(tmp_path / "file").owned():
+        pass

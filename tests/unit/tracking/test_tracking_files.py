@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from io import FileIO
 from pathlib import Path
 
 import pytest
-from tracking_toys import HOSTILE, log_updates, open_tracker, sample
+from tracking_toys import HOSTILE, log_updates, open_tracker, printed, recorded_console, sample
 
 from rl4dlm.errors import CheckpointError, StorageError
 from rl4dlm.tracking import RunHistory
@@ -83,6 +84,34 @@ def test_a_last_line_torn_by_a_kill_is_dropped_on_resume(tmp_path: Path, cut: in
     with open_tracker(tmp_path, resume_from=2) as tracker:
         log_updates(tracker, [2, 3])
     assert [row["update"] for row in read_rows(path)] == [1, 2, 3]
+
+
+def test_a_resume_says_which_updates_have_lost_their_metrics(tmp_path: Path) -> None:
+    with open_tracker(tmp_path) as tracker:
+        log_updates(tracker, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-3])
+    console = recorded_console()
+    with open_tracker(tmp_path, resume_from=3, console=console) as tracker:
+        log_updates(tracker, [4])
+    assert "metrics.jsonl has no row of update 3: it was torn or cut" in " ".join(printed(console).split())
+    assert [e["kind"] for e in RunHistory.load(tmp_path).events].count("warning") == 1
+    with open_tracker(tmp_path, resume_from=2):
+        pass
+    assert [e["kind"] for e in RunHistory.load(tmp_path).events].count("warning") == 1
+
+
+def test_metrics_reach_the_disk_before_anything_that_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(
+        "os.fsync", lambda file: flushed.append(os.path.basename(os.readlink(f"/proc/self/fd/{file}")))
+    )
+    with open_tracker(tmp_path) as tracker:
+        log_updates(tracker, [1])
+        tracker.evaluation(1, {}, [])
+    assert flushed.index("metrics.jsonl") < flushed.index("evaluations.jsonl")
 
 
 def test_samples_of_an_evaluation_that_was_cut_short_are_dropped_on_resume(tmp_path: Path) -> None:
