@@ -65,7 +65,8 @@ def train(
 
     arguments, step = _take_step(recipe, resume)
     loaded = _recipe([*arguments, *_place_of_run(arguments, resume)])
-    RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
+    if resume or not dry_run:
+        RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
     if dry_run:
         from rl4dlm.commands.dry_run import dry_run as run_dry
 
@@ -95,7 +96,8 @@ def sft(
 
     arguments, step = _take_step(recipe, resume)
     loaded = _recipe([*arguments, *_place_of_run(arguments, resume)], SFTRecipe)
-    RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
+    if resume or not dry_run:
+        RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
     if dry_run:
         from rl4dlm.commands.dry_run import dry_run_sft
 

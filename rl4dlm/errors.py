@@ -8,6 +8,8 @@ it.
 
 from __future__ import annotations
 
+import errno
+
 
 class Rl4dlmError(Exception):
     """Base of every error that rl4dlm raises on purpose."""
@@ -74,3 +76,18 @@ class StorageError(RunError):
     status is 2."""
 
     exit_code = 2
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """The message for something that cannot be written, with the remedy that fits the reason.
+
+    Args:
+        what: the place and what could not be done there, without a full stop.
+        error: why.
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free disk space" if full else "check that this is a place that you may write to"
+    return StorageError(
+        f"{what}: {error.strerror or error}.\n"
+        f"Fix: {remedy}, or choose another one; what was complete is still there."
+    )

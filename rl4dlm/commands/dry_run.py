@@ -1,14 +1,17 @@
-"""`--dry-run`: check everything, print placement and cost, start nothing."""
+"""`--dry-run`: check everything, print placement and cost, then what this machine lacks; start nothing."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 
+from rl4dlm.errors import CheckpointError, ClusterError, Rl4dlmError, StorageError
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
 from rl4dlm.run.cost import GIB, Cost, cost_of, sft_cost_of
 from rl4dlm.run.folder import RunFolder
-from rl4dlm.run.preflight import Preflight, SFTPreflight, preflight, preflight_sft
+from rl4dlm.run.preflight import Preflight, SFTPreflight, check_devices, preflight, preflight_sft
 from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.sft import sft_batch
 from rl4dlm.trainers.sft_steps import step_plan
@@ -18,9 +21,10 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     """Check a recipe as `train` would, and print what it will need.
 
     Raises:
-        UserError: as `train` would, before anything is started.
+        UserError: as `train` would, before anything is started. What this machine lacks (GPUs, a place that
+            can be written) is raised after everything has been printed.
     """
-    checks = preflight(recipe)
+    checks = preflight(recipe, devices=False)
     make_trainer(recipe, checks.spec)
     first = checks.prompts.batch(0, recipe.rollout.prompts_per_update)
     prompt_tokens = max(len(prompt.token_ids) for prompt in first)
@@ -31,9 +35,9 @@ def dry_run_sft(recipe: SFTRecipe, console: Console | None = None) -> None:
     """Check a recipe as `sft` would, and print what it will need.
 
     Raises:
-        UserError: as `sft` would, before anything is started.
+        UserError: as `sft` would, before anything is started; see `dry_run` on what is raised last.
     """
-    checks = preflight_sft(recipe)
+    checks = preflight_sft(recipe, devices=False)
     last = recipe.trainer.max_steps - 1  # block growth ends with the longest blocks
     plan = step_plan(recipe, checks.objective, checks.spec, last)
     batch = sft_batch(checks.examples.batch(0, recipe.sft.batch_size), plan, checks.spec, 0)
@@ -47,6 +51,36 @@ def _print(recipe: AnyRecipe, checks: Preflight | SFTPreflight, cost: Cost, cons
     out.print(_facts_table(recipe, checks))
     out.print(_cost_tables(recipe, cost))
     out.print("Nothing was started: this was a dry run.")
+    _require_machine(recipe)
+
+
+def _require_machine(recipe: AnyRecipe) -> None:
+    """This machine has the devices and the place that the run needs.
+
+    Raises:
+        UserError: with everything that it lacks.
+        StorageError: where that is only a place to write to.
+    """
+    lacking: list[Rl4dlmError] = []
+    for check in (partial(check_devices, recipe), RunFolder.of(recipe).try_writing):
+        try:
+            check()
+        except (ClusterError, StorageError) as error:
+            lacking.append(error)
+    if len(lacking) == 1:
+        raise lacking[0]
+    if lacking:
+        raise ClusterError("\n".join(str(error) for error in lacking))
+
+
+def _run_folder(recipe: AnyRecipe) -> str:
+    folder = RunFolder.of(recipe)
+    try:
+        folder.refuse_other_run()
+    except CheckpointError:
+        there = "holds a run that --resume continues" if folder.recipe.exists() else "is not empty"
+        return f"{folder.root} ({there}; a new run needs another run.name)"
+    return str(folder.root)
 
 
 def _facts_table(recipe: AnyRecipe, checks: Preflight | SFTPreflight) -> Table:
@@ -80,7 +114,7 @@ def _facts_table(recipe: AnyRecipe, checks: Preflight | SFTPreflight) -> Table:
     )
     if cluster.schedule != "sync":
         table.add_row("schedule", f"{cluster.schedule}: the next rollouts are drawn while an update runs")
-    table.add_row("run folder", str(RunFolder.of(recipe).root))
+    table.add_row("run folder", _run_folder(recipe))
     return table
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl4dlm.errors import CheckpointError, StorageError
+from rl4dlm.errors import CheckpointError, storage_error
 from rl4dlm.recipe import AnyRecipe, dump_resolved, load_recipe
 from rl4dlm.run.digests import digests_of, flush_to_disk, require_digests, text_digest
-from rl4dlm.run.ownership import LOCK_FILE, owned
+from rl4dlm.run.ownership import LOCK_FILE, owned, try_writing
 
 # Settings that a resumed run may change: they do not touch what the weights become, or say how long to go on.
 MAY_CHANGE = (
@@ -125,6 +125,14 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             self.refuse_other_run()
         return owned(self.root)
+
+    def try_writing(self) -> None:
+        """Find out whether a run could write here; nothing stays.
+
+        Raises:
+            StorageError: it could not.
+        """
+        try_writing(self.root)
 
     def refuse_other_run(self) -> None:
         """A new run may not write where something else lies.
@@ -340,10 +348,7 @@ class storage:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, OSError):
-            raise StorageError(
-                f"{self._what}: {error.strerror or error}.\n"
-                "Fix: free disk space or choose another run.output_dir; what was complete is still there."
-            ) from error
+            raise storage_error(self._what, error) from error
 
 
 def _state_text(state: dict[str, Any], folder: Path) -> str:

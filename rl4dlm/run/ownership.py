@@ -7,12 +7,13 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rl4dlm.errors import CheckpointError, StorageError
+from rl4dlm.errors import CheckpointError, StorageError, storage_error
 
 LOCK_FILE = "run.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -44,16 +45,29 @@ def owned(root: Path) -> Iterator[None]:
         _forget_empty(root, made)
 
 
+def try_writing(root: Path) -> None:
+    """Find out whether a run could write into a folder, which is made where it is missing; nothing stays.
+
+    Raises:
+        StorageError: it could not.
+    """
+    made = _make(root)
+    try:
+        with tempfile.NamedTemporaryFile(dir=root, prefix=".try_"):
+            pass
+    except OSError as error:
+        raise storage_error(f"the run's folder {root} cannot be written", error) from error
+    finally:
+        _forget_empty(root, made)
+
+
 def _make(root: Path) -> list[Path]:
     """The folders that had to be made, the outermost first."""
     missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(
-            f"{root} cannot be made: {error.strerror or error}.\n"
-            "Fix: choose another run.output_dir or run.name, or the permissions of the folder above it."
-        ) from error
+        raise storage_error(f"the run's folder {root} cannot be made", error) from error
     return missing[::-1]
 
 
@@ -70,10 +84,7 @@ def _locked(path: Path) -> int:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise StorageError(
-                f"{path} cannot be written: {error.strerror or error}.\n"
-                "Fix: choose another run.output_dir, or the permissions of this folder."
-            ) from error
+            raise storage_error(f"the run's folder {path.parent} cannot be written", error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

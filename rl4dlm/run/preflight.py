@@ -121,13 +121,17 @@ class Preflight(Checks):
         )
 
 
-def preflight(recipe: Recipe) -> Preflight:
+def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     """Check model folder, tokenizer, data, rewards and devices.
 
+    Args:
+        devices: whether this machine must have the GPUs that the recipe asks for.
+
     Raises:
-        UserError: with the one thing to mend.
+        UserError: with the one thing to fix.
     """
-    check_devices(recipe)
+    if devices:
+        check_devices(recipe)
     require_quantisable(recipe.model.quantization, _weakest_device(recipe))
     entries_of(recipe.reward)
     model = _open_model(recipe)
@@ -157,13 +161,17 @@ def preflight(recipe: Recipe) -> Preflight:
     return found
 
 
-def preflight_sft(recipe: SFTRecipe) -> SFTPreflight:
+def preflight_sft(recipe: SFTRecipe, *, devices: bool = True) -> SFTPreflight:
     """Check model folder, tokenizer, data, objective, rewards and devices of a fine-tuning run.
 
+    Args:
+        devices: whether this machine must have the GPUs that the recipe asks for.
+
     Raises:
-        UserError: with the one thing to mend.
+        UserError: with the one thing to fix.
     """
-    check_devices(recipe)
+    if devices:
+        check_devices(recipe)
     require_quantisable(recipe.model.quantization, _weakest_device(recipe))
     if recipe.reward is not None:
         entries_of(recipe.reward)

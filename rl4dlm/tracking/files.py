@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from rl4dlm.errors import CheckpointError, StorageError
+from rl4dlm.errors import CheckpointError, storage_error
 
 METRICS_FILE = "metrics.jsonl"
 """One object per update: `update`, `time_s`, then the metrics."""
@@ -43,14 +43,6 @@ def encode_row(row: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """The message for a file that cannot be written."""
-    return StorageError(
-        f"{path}: cannot be written: {error.strerror or error}.\n"
-        "Fix: free disk space (or mend the folder's permissions), then continue with --resume."
-    )
-
-
 def replace_file(path: Path, data: bytes) -> None:
     """Write a whole file so that a reader, or a kill at any moment, sees the old content or the new one.
 
@@ -66,7 +58,7 @@ def replace_file(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
+        raise storage_error(f"{path} cannot be written", error) from error
 
 
 class JsonLines:
@@ -94,7 +86,7 @@ class JsonLines:
             if self._durable:
                 os.fsync(self._file.fileno())
         except OSError as error:
-            raise storage_error(self.path, error) from error
+            raise storage_error(f"{self.path} cannot be written", error) from error
 
     def keep(self, wanted: Callable[[Row], bool]) -> list[Row]:
         """Rewrite the file with only the wanted rows, byte for byte, return them; a torn last line goes."""

@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from rl4dlm.errors import StorageError
+from rl4dlm.errors import StorageError, storage_error
 from rl4dlm.recipe import AnyRecipe, dump_resolved
 from rl4dlm.tracking.console import make_console_sink
 from rl4dlm.tracking.environment import describe_environment
-from rl4dlm.tracking.files import METRICS_FILE, RECIPE_FILE, storage_error
+from rl4dlm.tracking.files import METRICS_FILE, RECIPE_FILE
 from rl4dlm.tracking.history import RunHistory
 from rl4dlm.tracking.jsonl import JsonlSink
 from rl4dlm.tracking.names import REWARD, ZERO_STD
@@ -208,4 +208,4 @@ def _prepare_folder(recipe: AnyRecipe, folder: Path) -> None:
         if not path.exists():
             dump_resolved(recipe, path)
     except OSError as error:
-        raise storage_error(path, error) from error
+        raise storage_error(f"{path} cannot be written", error) from error

@@ -447,10 +447,7 @@ def old_run(place: Path) -> RunFolder:
     return run
 
 
-@BOTH
-def test_an_output_folder_that_holds_another_run(
-    dry: list[str], old_run: RunFolder, refused: Refused
-) -> None:
+def test_an_output_folder_that_holds_another_run(old_run: RunFolder, refused: Refused) -> None:
     told = [
         "runs/quickstart already holds another run",
         "nothing was overwritten",
@@ -458,11 +455,10 @@ def test_an_output_folder_that_holds_another_run(
         "run.name",
         "--resume",
     ]
-    refused("train", *dry, "quickstart", told=told)
+    refused("train", "quickstart", told=told)
     (old_run.root.parent / "notes").write_text("mine")
     refused(
         "train",
-        *dry,
         "quickstart",
         "run.name=notes",
         told=["runs/notes already holds something else", "Fix: "],

@@ -474,7 +474,9 @@ def test_a_start_that_wrote_nothing_leaves_no_folder(recipe: Recipe, tmp_path: P
 
 def test_a_file_or_a_read_only_place_is_no_folder_for_runs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be made: Not a directory.\nFix: choose another"):
+    with pytest.raises(
+        StorageError, match="cannot be made: Not a directory.\nFix: check that this is a place"
+    ):
         with RunFolder(tmp_path / "file" / "run").owned():
             pass
     with pytest.raises(CheckpointError, match="something else"), RunFolder(tmp_path / "file").owned():

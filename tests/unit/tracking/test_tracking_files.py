@@ -179,7 +179,7 @@ def test_a_full_disk_is_an_error_with_a_remedy_and_leaves_only_whole_lines(tmp_p
     lines.append({"update": 1})
     lines.close()
     lines._file = DiskWithRoomFor(lines.path, "ab")
-    with pytest.raises(StorageError, match=r"metrics\.jsonl: .*No space left(.|\n)*Fix:"):
+    with pytest.raises(StorageError, match=r"metrics\.jsonl cannot be written: .*No space left(.|\n)*Fix:"):
         lines.append({"update": 2, "reward": 0.5})
     lines.close()
     assert lines.path.read_bytes() == b'{"update": 1}\n'
