@@ -313,7 +313,7 @@ def log_table(recipe: Recipe, results: dict[str, dict[str, Any]], folder: Path, 
             config={name: result["settings"] for name, result in results.items()},
             settings=wandb.Settings(mode=mode, silent=True, console="off"),
         ) as run:
-            run.log({"eval/results": wandb.Table(columns=columns, data=rows)})
+            run.log({"eval/results": wandb.Table(columns=list(columns), data=rows)})
             say(f"W&B: {run.url or f'offline; `wandb sync {Path(run.dir).parent}` uploads it'}")
     except Exception as error:  # whatever a third party raises, with one remedy
         say(f"warning: W&B failed to log the table ({error}); {folder / TABLE_FILE} holds it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,10 @@ def sample_model(
         Request(0, index, derive_seed(seed, "sample", prompt, index), ids) for index in range(num_samples)
     ]
     engine = Engine(denoiser(loaded), SamplerSpec.from_config(rollout), rollout.slots)
-    decode = partial(loaded.tokenizer.decode, skip_special_tokens=True)
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(loaded.tokenizer.decode(list(ids), skip_special_tokens=True))
+
     console = Console()
     if not console.is_terminal:
         for drawn in engine.generate(requests, policy_version=0, decode=decode):

@@ -369,8 +369,12 @@ def scratch_model(recipe: AnyRecipe) -> LoadedModel:
         assert recipe.data.task is not None
         tokenizer = build_char_tokenizer(open_task(recipe.data.task, recipe.run.seed).characters)
     else:
-        texts_of = example_texts if isinstance(recipe, SFTRecipe) else training_texts
-        texts = texts_of(recipe.data, recipe.run.seed, held_out=recipe.eval.num_prompts)
+        seed, held_out = recipe.run.seed, recipe.eval.num_prompts
+        texts = (
+            example_texts(recipe.data, seed, held_out=held_out)
+            if isinstance(recipe, SFTRecipe)
+            else training_texts(recipe.data, seed, held_out=held_out)
+        )
         tokenizer = build_bpe_tokenizer(texts, init.tokenizer.vocab_size)
     family = "llada" if recipe.model.family == "auto" else recipe.model.family
     return create(init, tokenizer, recipe.run.seed, family=family, block_length=recipe.model.block_length)

@@ -13,7 +13,12 @@ import typer
 from rl4dlm.recipe import list_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PACKAGE = ROOT / "rl4dlm"
 
 _LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
@@ -88,14 +93,6 @@ def test_every_shipped_recipe_is_in_the_readmes_table():
     readme = text_of(ROOT / "README.md")
     for name in list_recipes():
         assert f"(recipes/{name}.yaml)" in readme, name
-
-
-def test_the_floors_in_the_docs_are_those_that_are_checked():
-    from test_architecture import FLOORS
-
-    table = text_of(ROOT / "docs" / "architecture.md")
-    rows = re.findall(r"^\| (\d+) \| (.+) \|$", table, flags=re.MULTILINE)
-    assert [{name.strip("`") for name in names.split(", ")} for _, names in rows] == FLOORS
 
 
 def test_functions_that_the_papers_page_names_exist():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rl4dlm.recipe.objectives import BlockObjective, Noise
 from rl4dlm.recipe.rules.base import SFT_RULES, Finding, sft_rule
 from rl4dlm.recipe.rules.model import (
     a_model_from_scratch_is_as_long_as_it_is_made,
@@ -77,17 +78,19 @@ def objective_fits_itself(recipe: SFTRecipe) -> Iterator[Finding]:
     objective, key = recipe.sft.objective, "sft.objective"
     if objective is None:
         return
-    low, high = getattr(objective, "min_rate", 0.0), getattr(objective, "max_rate", 1.0)
-    if low > high:
-        yield f"{key}.min_rate", f"{key}.min_rate = {low:g} exceeds {key}.max_rate = {high:g}", "swap them"
-    if getattr(objective, "half_life", None) is not None and objective.mask_rule != "count":
+    if isinstance(objective, Noise) and objective.min_rate > objective.max_rate:
+        rates = f"{key}.min_rate = {objective.min_rate:g} exceeds {key}.max_rate = {objective.max_rate:g}"
+        yield f"{key}.min_rate", rates, "swap them"
+    if not isinstance(objective, BlockObjective):
+        return
+    if objective.half_life is not None and objective.mask_rule != "count":
         yield (
             f"{key}.half_life",
             f"{key}.half_life = {objective.half_life:g} chooses which of k positions are hidden, and "
             f"{key}.mask_rule is {objective.mask_rule}",
             f"set {key}.mask_rule: count",
         )
-    growth = getattr(objective, "growth", None)
+    growth = objective.growth
     if growth is not None and (min(growth) < 1 or growth != sorted(growth)):
         yield (
             f"{key}.growth",
