@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -28,6 +29,27 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(rewards_app, name="rewards")
 
 _INTERRUPTED = 130
+MAX_COUNT = 2**31 - 1
+"""Largest number that an option takes for a count."""
+MAX_SEED = 2**63 - 1
+
+
+def _seconds(text: str) -> float:
+    """A deadline."""
+    return _finite(text, 0.001)
+
+
+def _temperature(text: str) -> float:
+    return _finite(text, 0.0)
+
+
+def _finite(text: str, least: float) -> float:
+    """A number as an option's value; NaN and infinity are none."""
+    value = float(text)
+    if not least <= value <= MAX_COUNT:
+        raise ValueError(f"{text} is not a number from {least:g} to {MAX_COUNT}")
+    return value
+
 
 RewardSettings = Annotated[
     list[str] | None,
@@ -129,13 +151,18 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the tasks: test (default) or train.")] = None,
     length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per completion: 128, 256 (default), 512.")
+        int | None, typer.Option(min=1, max=MAX_COUNT, help="Tokens per completion: 128, 256 (default), 512.")
     ] = None,
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="Sampled completions per prompt, for avg@n and pass@k.")
+        int | None,
+        typer.Option(min=1, max=MAX_COUNT, help="Sampled completions per prompt, for avg@n and pass@k."),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="Of the sampled completions.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="First N prompts of each task.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(parser=_temperature, metavar="FLOAT", help="Of the sampled completions.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=MAX_COUNT, help="First N prompts of each task.")
+    ] = None,
     wandb: Annotated[bool, typer.Option("--wandb", help="Log the results as a W&B table too.")] = False,
 ) -> None:
     """Evaluate a model on a recipe's held-out prompts, or on named tasks under the published protocol.
@@ -174,8 +201,8 @@ def sample(
         str | None, typer.Option(help="What the model reads; a chat template is applied where there is one.")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe whose rollout section sets the sampler.")] = None,
-    num_samples: Annotated[int, typer.Option("-n", "--num-samples", min=1)] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    num_samples: Annotated[int, typer.Option("-n", "--num-samples", min=1, max=MAX_COUNT)] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED)] = 0,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="Sampler setting, e.g. temperature=0.5 or block_length=16."),
@@ -206,13 +233,13 @@ def sample(
 def inspect(
     target: Annotated[Path, typer.Argument(help="A run's folder, or a parquet file of rollouts.")],
     update: Annotated[
-        int | None, typer.Option(min=1, help="Which update of a run; default: the newest.")
+        int | None, typer.Option(min=1, max=MAX_COUNT, help="Which update of a run; default: the newest.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Page to write; default: beside the file.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Model folder whose tokenizer shows the tokens; default: the run's.")
     ] = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts on the page.")] = 8,
+    num_prompts: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Prompts on the page.")] = 8,
 ) -> None:
     """Play recorded trajectories step by step: writes one page that opens in a browser, without a network.
 
@@ -241,9 +268,15 @@ def score(
     output: Annotated[
         Path | None, typer.Option(help="Verdicts per row (JSON lines); default: beside FILE.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Score the first N rows only.")] = None,
-    timeout_s: Annotated[float, typer.Option(min=0.001, help="Deadline per row, seconds.")] = 5.0,
-    num_processes: Annotated[int, typer.Option(min=1, help="Killable processes that score.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=MAX_COUNT, help="Score the first N rows only.")
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option(parser=_seconds, metavar="FLOAT", help="Deadline per row, seconds.")
+    ] = 5.0,
+    num_processes: Annotated[
+        int, typer.Option(min=1, max=MAX_COUNT, help="Killable processes that score.")
+    ] = 1,
     setting: RewardSettings = None,
 ) -> None:
     """Score saved completions with a reward function.
@@ -282,24 +315,28 @@ def estimate(
     ] = None,
     forwards: Annotated[str, typer.Option(help="Forwards per estimate.")] = "1,2,3,4,5,8",
     estimators: Annotated[str | None, typer.Option(help="Some of them, e.g. stratified,coupled.")] = None,
-    num_completions: Annotated[int, typer.Option(min=1, help="Completions, spread over the file.")] = 8,
+    num_completions: Annotated[
+        int, typer.Option(min=1, max=MAX_COUNT, help="Completions, spread over the file.")
+    ] = 8,
     scope: Annotated[
         str, typer.Option(help="Positions that are estimated: until_eos, or the whole canvas.")
     ] = "until_eos",
     block_length: Annotated[
-        int | None, typer.Option(min=1, help="Of the block-wise estimate; default: half, 32 at most.")
+        int | None,
+        typer.Option(min=1, max=MAX_COUNT, help="Of the block-wise estimate; default: half, 32 at most."),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(min=2, help="Draws per completion; default: 2000 exact, 64 sampled.")
+        int | None,
+        typer.Option(min=2, max=MAX_COUNT, help="Draws per completion; default: 2000 exact, 64 sampled."),
     ] = None,
     exact_up_to: Annotated[
         int, typer.Option(min=0, max=16, help="Positions whose subsets are all evaluated.")
     ] = 10,
     reference_forwards: Annotated[
-        int, typer.Option(min=16, help="Forwards of a longer completion's reference.")
+        int, typer.Option(min=16, max=MAX_COUNT, help="Forwards of a longer completion's reference.")
     ] = 1024,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens per forward.")] = 16384,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Padded tokens per forward.")] = 16384,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED)] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     bf16: Annotated[bool, typer.Option("--bf16", help="Weights in bfloat16.")] = False,
     plot: Annotated[Path | None, typer.Option(help="SVG file to write.")] = None,
@@ -434,7 +471,9 @@ def rewards_test(
         typer.Option(help="Rows to try it on (.jsonl, .csv, .parquet); default: its own EXAMPLES."),
     ] = None,
     setting: RewardSettings = None,
-    timeout_s: Annotated[float, typer.Option(min=0.001, help="Deadline per call, seconds.")] = 5.0,
+    timeout_s: Annotated[
+        float, typer.Option(parser=_seconds, metavar="FLOAT", help="Deadline per call, seconds.")
+    ] = 5.0,
 ) -> None:
     """Try a reward: gold answers, empty and hostile text, time per call, determinism.
 
@@ -475,7 +514,7 @@ def _counts(text: str) -> tuple[int, ...]:
     from rl4dlm.errors import RecipeError
 
     parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) for part in parts):
+    if not all(part.strip().isdecimal() and len(part) < 10 and int(part) for part in parts):
         raise RecipeError(f"--forwards {text!r} is no list of counts from 1.\nFix: write 1,2,4.")
     return tuple(sorted({int(part) for part in parts}))
 
@@ -516,10 +555,11 @@ def _recipe(arguments: list[str], kind: type[Any] | None = None) -> Any:
     """Layer the recipes among the arguments, then apply the overrides; `kind` None: one for RL."""
     from rl4dlm.errors import RecipeError
     from rl4dlm.recipe import Recipe, load_recipe
+    from rl4dlm.recipe.bounded import is_file
 
     kind = kind or Recipe
     command, example = ("train", "quickstart") if kind is Recipe else ("sft", "sft/tiny_sort")
-    overrides = [a for a in arguments if "=" in a and not Path(a).exists()]
+    overrides = [a for a in arguments if "=" in a and not is_file(a) and _run_recipe(a) == a]
     names = [a for a in arguments if a not in overrides]
     if not names:
         raise RecipeError(
@@ -537,8 +577,10 @@ def _recipe(arguments: list[str], kind: type[Any] | None = None) -> Any:
 
 def _run_recipe(name: str) -> str:
     """A run's folder stands for the recipe inside it."""
-    inside = Path(name) / "recipe.yaml"
-    return str(inside) if inside.is_file() else name
+    from rl4dlm.recipe.bounded import is_file
+
+    inside = str(Path(name) / "recipe.yaml")
+    return inside if is_file(inside) else name
 
 
 def _place_of_run(arguments: list[str], resume: bool) -> list[str]:
@@ -585,6 +627,9 @@ def _guarded(run: Callable[[], None]) -> int:
             return _interrupted()
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
+        if _names_no_file(error):
+            print("rl4dlm: a path is longer than a file's may be.\nFix: shorten it.", file=sys.stderr)
+            return UserError.exit_code
         traceback.print_exc()
         print(f"rl4dlm: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -596,9 +641,20 @@ def _interrupted() -> int:
     return _INTERRUPTED
 
 
+def _names_no_file(error: Exception) -> bool:
+    """Whether a path among the arguments is longer than the file system takes."""
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+
+
+def _run() -> None:
+    if any("\0" in argument for argument in sys.argv):
+        raise UserError("an argument holds a NUL character.\nFix: remove it.")
+    app()
+
+
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(_guarded(app))
+    sys.exit(_guarded(_run))
 
 
 if __name__ == "__main__":

@@ -72,12 +72,13 @@ def _evaluate_on_workers(recipe: Recipe, checks: Preflight, out: Console) -> Eva
 
 def _evaluation_record(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
     """Scores with what they depend on beside them."""
+    shown = recipe.shown()
     return {
         "metrics": evaluation.metrics,
         "decode": evaluation.decode,
-        "model": recipe.model.path or recipe.model.model_dump(mode="json")["init"],
-        "data": recipe.data.model_dump(mode="json"),
-        "rewards": recipe.reward.model_dump(mode="json"),
+        "model": shown["model"]["path"] or shown["model"]["init"],
+        "data": shown["data"],
+        "rewards": shown["reward"],
         "seed": recipe.run.seed,
         "environment": describe_environment()
         | {

@@ -42,12 +42,20 @@ def inspect_rollouts(
     file = _rollout_file(target, update)
     try:
         table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
+        groups, scores = from_table(table)
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file} cannot be read: {error}.\nFix: give a parquet file of rollouts.") from None
-    groups, scores = from_table(table)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
     steps = table.column(STEP_REWARDS).to_pylist() if STEP_REWARDS in table.column_names else None
     token_text = _token_text(tokenizer or _tokenizer_near(file))
-    page = player_page(groups[:num_prompts], scores, token_text, title=file.stem, step_rewards=steps)
+    try:
+        page = player_page(groups[:num_prompts], scores, token_text, title=file.stem, step_rewards=steps)
+    except (TypeError, ValueError, LookupError) as error:  # traces that contradict one another
+        raise DataError(
+            f"{file}: a trace does not fit its completion ({error}).\n"
+            "Fix: give a file that rl4dlm wrote with rollout.record_states: true."
+        ) from None
     path = output or file.with_suffix(".html")
     replace_file(path, page.encode("utf-8"))
     return path
@@ -91,4 +99,4 @@ def _token_text(path: str | None) -> Any:
     from rl4dlm.models import load_tokenizer
 
     found, _ = load_tokenizer(path)
-    return lambda token: str(found.decode([token]))
+    return lambda token: str(found.decode([token])) if token < len(found) else f"<{token}>"

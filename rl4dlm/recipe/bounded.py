@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -152,10 +153,13 @@ def check_yaml(text: str) -> None:
 
 
 def _check_scalar(event: yaml.ScalarEvent) -> None:
-    """A plain number must be the number that a reader of the file sees."""
+    """A plain number must be the number that a reader of the file sees, and references must be few: their
+    grammar takes seconds for thousands."""
+    value = event.value
+    if value.count("${") > MAX_DEPTH:
+        raise Unreadable(_at(event, f"more than {MAX_DEPTH} references in one text"))
     if not event.implicit[0] or event.style is not None:
         return
-    value = event.value
     if _OCTAL.fullmatch(value) and value.strip("+-0_"):
         raise Unreadable(
             _at(event, f"YAML reads {shown(value)} in base 8: leave out the leading zero, or quote it")
@@ -193,3 +197,11 @@ def shown(value: Any) -> str:
         return f"a huge {type(value).__name__}"
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is that of a file; one that no file can have is not."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # longer than a file system takes, or with NUL
+        return False

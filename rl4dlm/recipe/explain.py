@@ -11,6 +11,9 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from rl4dlm.recipe.aliases import ALIASES, NO_KEY
+from rl4dlm.recipe.bounded import shown
+from rl4dlm.recipe.plain_values import TRUTH_VALUE
+from rl4dlm.recipe.references import References
 from rl4dlm.recipe.root import AnyRecipe, Recipe, SFTRecipe, root_of
 from rl4dlm.recipe.rules import Finding
 
@@ -33,19 +36,20 @@ _UNKNOWN = ("extra_forbidden", "invalid_key")
 _ABSENT = ("missing", "union_tag_not_found")
 
 
-def schema_findings(error: ValidationError, values: Any) -> list[Finding]:
+def schema_findings(error: ValidationError, values: Any, references: References) -> list[Finding]:
     """One `(key, problem, remedy)` per mistake, in the order of the schema.
 
     Args:
         error: what pydantic says about `values`.
         values: the recipe as read, nested dict.
+        references: what is shown in the place of values from outside.
     """
     found: dict[Key, list[Any]] = {}
     for finding in error.errors(include_url=False):
         found.setdefault(_users_key(finding, values), []).append(finding)
     # Every member of a union objects to a value; the one that looked further in knows what was meant.
     return [
-        _finding(key, same_key, values)
+        _finding(key, same_key, values, references)
         for key, same_key in found.items()
         if not any(other != key and other[: len(key)] == key for other in found)
     ]
@@ -77,20 +81,27 @@ def _users_key(finding: Any, values: Any) -> Key:
         key.append(finding["loc"][-1])
     elif finding["type"].startswith("union_tag"):
         key.append(finding["ctx"]["discriminator"].strip("'"))
+    elif finding["type"] == TRUTH_VALUE:
+        key.append(finding["ctx"]["field"])
     return tuple(key)
 
 
-def _finding(key: Key, findings: Sequence[Any], values: Any) -> Finding:
+def _finding(key: Key, findings: Sequence[Any], values: Any, references: References) -> Finding:
     dotted, kind = ".".join(map(str, key)), findings[0]["type"]
     if kind in _UNKNOWN:
         return dotted, f"unknown key {dotted}", _place_for(key, values)
     if kind in _ABSENT:
-        shown = "sft/tiny_sort" if root_of(values) is SFTRecipe else "quickstart"
-        example = "" if isinstance(key[-1], int) else f"; `rl4dlm recipes show {shown}` is an example"
+        name = "sft/tiny_sort" if root_of(values) is SFTRecipe else "quickstart"
+        example = "" if isinstance(key[-1], int) else f"; `rl4dlm recipes show {name}` is an example"
         return dotted, f"{dotted} is missing", f"add it{example}"
     needs = " or ".join(dict.fromkeys(map(_need, findings)))
-    value = findings[0]["ctx"]["tag"] if kind == "union_tag_invalid" else findings[0]["input"]
-    state = "is empty," if value is None else f"= {value!r} is" if len(repr(value)) <= 60 else "is"
+    shown_instead = {"union_tag_invalid": "tag", TRUTH_VALUE: "value"}
+    value = findings[0]["ctx"][shown_instead[kind]] if kind in shown_instead else findings[0]["input"]
+    outside = next((text for path, text in references.items() if path == key[: len(path)]), None)
+    if outside is not None:
+        return dotted, f"{dotted} = {outside} is not {needs}", "correct what the reference stands for"
+    text = shown(value)
+    state = "is empty," if value is None else f"= {text} is" if not text.endswith("...") else "is"
     return dotted, f"{dotted or 'the recipe'} {state} not {needs}", _better_value(key, value, needs, values)
 
 
@@ -102,7 +113,7 @@ def _need(finding: Any) -> str:
 
 
 def _better_value(key: Key, value: Any, needs: str, values: Any) -> str:
-    near = difflib.get_close_matches(str(value), re.findall(r"'(\w+)'", needs), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(shown(value).strip("'"), re.findall(r"'(\w+)'", needs), n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]}?"
     fields = _fields_at(key[:-1], values)

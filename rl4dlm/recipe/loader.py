@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,9 @@ import yaml
 from pydantic import ValidationError
 
 from rl4dlm.errors import RecipeError
+from rl4dlm.recipe.bounded import MAX_DEPTH, MAX_YAML_CHARS, Unreadable, check_yaml, is_file
 from rl4dlm.recipe.explain import schema_findings
+from rl4dlm.recipe.references import Reference, References, references_of
 from rl4dlm.recipe.root import AnyRecipe, SFTRecipe, root_of
 from rl4dlm.recipe.rules import RULES, SFT_RULES, Finding, Rule
 
@@ -42,9 +45,8 @@ def find_recipe(name: str) -> Path:
     Raises:
         RecipeError: neither exists.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
+    if is_file(name):
+        return Path(name)
     shipped = list_recipes()
     key = name.removeprefix("recipes/").removesuffix(".yaml").removesuffix(".yml")
     if key in shipped:
@@ -52,7 +54,7 @@ def find_recipe(name: str) -> Path:
     near = difflib.get_close_matches(key, shipped, n=1, cutoff=0.5)
     hint = f" Did you mean the shipped recipe {near[0]}?" if near else ""
     raise RecipeError(
-        f"{name}: no such recipe file.{hint}\n"
+        f"{_short(name)}: no such recipe file.{hint}\n"
         "Fix: correct the path; `rl4dlm recipes ls` lists the shipped ones."
     )
 
@@ -79,14 +81,16 @@ def load_recipe(
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
     layers = [(str(name), _read_yaml(find_recipe(str(name)))) for name in paths]
-    layers += [(f"override {override}", parse_override(override)) for override in overrides]
+    layers += [(f"override {_short(override)}", parse_override(override)) for override in overrides]
     values: Any = {}
     origin: dict[str, str] = {}
     for name, layer in layers:
         values = _layered(values, layer)
         _note_origin(layer, name, origin)
     where = ", ".join(str(path) for path in paths)
-    return check(_resolve(values, origin, where), origin, where, rules)
+    references = references_of(values)
+    resolved = _resolve(values, origin, where)
+    return check(resolved, origin, where, rules, references).with_references(references)
 
 
 def check(
@@ -94,6 +98,7 @@ def check(
     origin: Mapping[str, str] | None = None,
     where: str = "recipe",
     rules: Sequence[Rule] | None = None,
+    references: References | None = None,
 ) -> Any:
     """Validate plain values against the schema and the rules that tie sections together.
 
@@ -102,6 +107,7 @@ def check(
         origin: dotted key -> the file or override that set it, for messages.
         where: named in messages for keys without an origin.
         rules: those that must hold; None: all of the recipe's kind.
+        references: what stands in a message in the place of values from outside, see `references_of`.
 
     Raises:
         RecipeError: with every finding, one per line.
@@ -114,7 +120,7 @@ def check(
         recipe = root.model_validate(values)
         findings = [finding for rule in rules for finding in rule(recipe)]
     except ValidationError as error:
-        findings = schema_findings(error, values)
+        findings = schema_findings(error, values, references or {})
     if findings:
         lines = [
             f"{_origin_of(key, origin or {}, where)}: {problem}.\nFix: {remedy}."
@@ -125,8 +131,11 @@ def check(
 
 
 def dump_resolved(recipe: AnyRecipe, path: str | os.PathLike[str]) -> None:
-    """Write the whole recipe, defaults included, as YAML that `load_recipe` reads back to an equal recipe."""
-    values = _literal(recipe.model_dump(mode="json"))
+    """Write the whole recipe, defaults included, as YAML that `load_recipe` reads back to an equal recipe.
+
+    What came from the environment is written as the reference that it was, so secrets stay out of the file.
+    """
+    values = _literal(recipe.shown())
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     Path(path).write_text("# Resolved recipe: every setting of this run.\n" + text, encoding="utf-8")
 
@@ -148,6 +157,8 @@ _Dumper.add_implicit_resolver(
 
 def _literal(value: Any) -> Any:
     r"""The same values with `${` in texts escaped, which a reader would take for a reference: `\${`."""
+    if isinstance(value, Reference):
+        return str(value)
     if isinstance(value, dict):
         return {key: _literal(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -156,11 +167,10 @@ def _literal(value: Any) -> Any:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        with open(path, "rb") as file:
+            text = file.read(4 * MAX_YAML_CHARS + 1).decode("utf-8-sig")
+        values = _yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -168,7 +178,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(
             f"{path}{place}: not valid YAML: {problem}.\nFix: check indentation and quotes."
         ) from None
-    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (Unreadable, OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"{path}: cannot be read: {_first_line(error)}.\nFix: a recipe is a YAML file of sections."
         ) from None
@@ -177,6 +187,25 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: holds a list.\nFix: write sections, as `rl4dlm recipes show quickstart` does."
         )
     return values
+
+
+def _yaml(text: str) -> Any:
+    """The values of a YAML text, references not yet put in.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+        Unreadable: it is beyond the bounds, or no recipe can hold what it says.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    check_yaml(text)
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except yaml.YAMLError:
+        raise
+    except (OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError) as error:
+        raise Unreadable(_first_line(error)) from None
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -189,17 +218,24 @@ def parse_override(text: str) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     key, _, value = text.partition("=")
-    if not all(key.strip().split(".")):
-        raise RecipeError(f"override {text!r} names no key.\nFix: write section.key=value.")
+    parts = key.strip().split(".")
+    if not all(parts) or len(parts) > MAX_DEPTH:
+        raise RecipeError(f"override {_short(text)!r} names no key.\nFix: write section.key=value.")
     try:
+        check_yaml(value)
         values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key.strip()}={value}"]))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise RecipeError(
-            f"override {text!r}: not valid YAML after the equals sign: {_first_line(error)}.\n"
+            f"override {_short(text)!r}: not valid YAML after the equals sign: {_first_line(error)}.\n"
             "Fix: check brackets and quotes, and that the shell leaves them in."
         ) from None
     assert isinstance(values, dict)
     return values
+
+
+def _short(text: str) -> str:
+    """A name or an override for a message."""
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _layered(below: Any, above: Any, key: str = "") -> Any:
@@ -222,7 +258,7 @@ def _resolve(values: Any, origin: Mapping[str, str], where: str) -> Any:
 
     try:
         return OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         key = str(getattr(error, "full_key", None) or "")
         raise RecipeError(
             f"{_origin_of(key, origin, where)}: {key}: {_first_line(error)}.\n"
@@ -231,7 +267,7 @@ def _resolve(values: Any, origin: Mapping[str, str], where: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return _short((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
 
 
 def _note_origin(values: Mapping[str, Any], name: str, origin: dict[str, str], prefix: str = "") -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
+
+from pydantic import PrivateAttr
 
 from rl4dlm.recipe.algorithms import AlgorithmConfig
+from rl4dlm.recipe.references import References, put_back
 from rl4dlm.recipe.sections import (
     ClusterConfig,
     Config,
@@ -23,7 +26,25 @@ from rl4dlm.recipe.sections import (
 from rl4dlm.recipe.supervised import SFTConfig, SFTDataConfig
 
 
-class Recipe(Config):
+class Root(Config):
+    """What both kinds of recipes can do."""
+
+    _references: References = PrivateAttr(default_factory=dict)
+
+    def with_references(self, references: References) -> Self:
+        """The same recipe, which remembers what its texts were before values from outside were put in."""
+        copy = self.model_copy()
+        copy._references = references
+        return copy
+
+    def shown(self) -> dict[str, Any]:
+        """Every setting as plain values that may be written down: `${oc.env:NAME}` stands where its value
+        came from the environment."""
+        values: dict[str, Any] = put_back(self.model_dump(mode="json"), self._references)
+        return values
+
+
+class Recipe(Root):
     """Everything a run needs; see `sections.py` and `algorithms/` for what each key means."""
 
     model: ModelConfig
@@ -45,7 +66,7 @@ class Recipe(Config):
         return self.algorithm.type
 
 
-class SFTRecipe(Config):
+class SFTRecipe(Root):
     """Everything a run of `rl4dlm sft` needs: a recipe that has a section `sft` and no `algorithm`."""
 
     model: ModelConfig

@@ -6,16 +6,32 @@ special values and what it must agree with; `rules/` checks what ties sections t
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from rl4dlm.recipe.plain_values import PathText, refuse_truth_for_numbers, refuse_unusable
 
 
 class Config(BaseModel):
     """Base of every recipe section: an unknown key is an error and a parsed recipe never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, values: Any) -> Any:
+        refuse_truth_for_numbers(values, cls.model_fields)
+        return values
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _usable(cls, value: Any, info: ValidationInfo) -> Any:
+        refuse_unusable(value, cls.model_fields[str(info.field_name)])
+        return value
 
 
 class TokenizerInit(Config):
@@ -74,7 +90,7 @@ class ModelConfig(Config):
     """Tokens of a block, for families that attend in blocks: with `init`, and where an autoregressive
     checkpoint is converted (`a2d`; None: full attention). Any other folder says it itself."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Local folder in Hugging Face layout (safetensors), or a hub name. Exactly one of `path` and `init`."""
 
     init: ModelInit | None = None
@@ -155,13 +171,13 @@ class DataConfig(Config):
     task: TaskConfig | None = None
     """A procedural task. Exactly one of `task` and `train`."""
 
-    train: str | None = None
+    train: PathText | None = None
     """Hub name, local folder, or a .jsonl, .json, .csv or .parquet file."""
 
     train_split: str = "train"
     """Split of `train`, in the slicing notation of `datasets` (`train[:1000]`)."""
 
-    eval: str | None = None
+    eval: PathText | None = None
     """Dataset for evaluation; None: the last `eval.num_prompts` rows of `train` are held out."""
 
     eval_split: str = "test"
@@ -286,7 +302,7 @@ class RolloutConfig(Config):
     """Which confidence `rcr` keeps of a position that it wrote several times: the newest (released code), the
     largest or the smallest."""
 
-    policy: str = ""
+    policy: PathText = ""
     """The policy of `remasking: learned`: the folder `policy/` of a run of `unmasking_policy`, or a name
     under which one is registered. `new`: an untrained network, for `unmasking_policy` alone."""
 
@@ -338,7 +354,7 @@ class RolloutConfig(Config):
     (`block_eos`) or nothing else (`block_all_eos`), once no mask is left before a stop id (`accepted_eos`),
     or never (`none`). None of them changes what stands at or before the first stop id."""
 
-    engine: str = "builtin"
+    engine: PathText = "builtin"
     """What samples: our engine, or `package.module:function` that makes an external one; see
     docs/sampling.md."""
 
@@ -361,7 +377,7 @@ class RolloutConfig(Config):
 class RewardFunction(Config):
     """One reward plug-in with its settings."""
 
-    path: str
+    path: PathText
     """Built-in name (`sort`), file (`my/reward.py` or `my/reward.py:function`), dotted name
     (`package.module:function`), or the name of an entry point in group `rl4dlm.rewards`."""
 
@@ -375,7 +391,7 @@ class RewardFunction(Config):
 class RewardConfig(Config):
     """Which functions score completions, and within what limits."""
 
-    functions: list[str | RewardFunction] = Field(min_length=1)
+    functions: list[PathText | RewardFunction] = Field(min_length=1)
     """Plug-ins; a plain string is its `path`."""
 
     reward_weights: list[float] | None = None
@@ -612,13 +628,25 @@ class TrackingConfig(Config):
 class RunConfig(Config):
     """Identity of the run."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
-    """Letters, digits, dot, underscore, hyphen; also the name in W&B."""
+    name: str = "run"
+    """Letters, digits, dot, underscore, hyphen, at most 100, none of dot and hyphen first; also the name in
+    W&B."""
 
-    output_dir: str = "runs"
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
+            raise PydanticCustomError(
+                "run_name",
+                "Input should be 1 to 100 letters, digits, dots, underscores and hyphens, the first of them "
+                "a letter, a digit or an underscore",
+            )
+        return name
+
+    output_dir: PathText = "runs"
     """The run's folder is `output_dir/name`."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     """Root of every random draw."""
 
     deterministic: bool = True

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from rl4dlm.diffusion.replay import commits_of, prediction_at, state_before, step_prediction
 from rl4dlm.errors import DataError, RolloutError, StorageError
+from rl4dlm.recipe.bounded import parse_json
 from rl4dlm.types import (
     EDIT,
     EOS_FILLER,
@@ -64,6 +65,7 @@ _SCALARS = {
     "spec_hash": pa.int64(),
     "text": pa.string(),
 }
+_LARGEST_ID = 2**31 - 1
 _IDS = {"prompt_ids": pa.int32(), "completion_ids": pa.int32()}
 _TRACE = {
     "step_map": pa.int32(),
@@ -279,7 +281,7 @@ def from_table(table: pa.Table) -> tuple[list[RolloutGroup], Scores | None]:
         None when the table has no rewards.
 
     Raises:
-        DataError: columns are missing.
+        DataError: columns are missing, or a row holds what no rollout does; names it.
     """
     missing = [
         name for name in ("update", *_SCALARS, *_IDS, *_TRACE, *_PROMPT) if name not in table.column_names
@@ -293,11 +295,28 @@ def from_table(table: pa.Table) -> tuple[list[RolloutGroup], Scores | None]:
     groups: list[RolloutGroup] = []
     members: list[Rollout] = []
     for row in range(table.num_rows):
-        members.append(_rollout(columns, row))
-        if row + 1 == table.num_rows or _starts_group(columns, row + 1):
-            groups.append(RolloutGroup(_prompt(columns, row), tuple(members)))
-            members = []
+        try:
+            _require_ids(columns, row)
+            members.append(_rollout(columns, row))
+            if row + 1 == table.num_rows or _starts_group(columns, row + 1):
+                groups.append(RolloutGroup(_prompt(columns, row), tuple(members)))
+                members = []
+        except (TypeError, ValueError, AttributeError, LookupError) as error:  # a file is made by anyone
+            raise DataError(
+                f"the table of rollouts, row {row}: {error or type(error).__name__}.\n"
+                "Fix: use a file that rl4dlm wrote with rollout.record_states: true."
+            ) from None
     return groups, _scores(table)
+
+
+def _require_ids(columns: Mapping[str, Sequence[Any]], row: int) -> None:
+    """Raises ValueError where a list of token ids holds what is none."""
+    for name in _IDS:
+        ids = np.asarray(columns[name][row])
+        if ids.ndim != 1 or (
+            len(ids) and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > _LARGEST_ID)
+        ):
+            raise ValueError(f"`{name}` is no list of token ids from 0 to {_LARGEST_ID}")
 
 
 def _starts_group(columns: Mapping[str, Sequence[Any]], row: int) -> bool:
@@ -333,7 +352,7 @@ def _record_of(columns: Mapping[str, Sequence[Any]], name: str, row: int) -> Any
 def _prompt(columns: Mapping[str, Sequence[Any]], row: int) -> Prompt:
     prompt, text, extra = (columns[name][row] for name in _PROMPT)
     ids = tuple(columns["prompt_ids"][row].tolist())
-    return Prompt(columns["prompt_uid"][row], json.loads(prompt), text, ids, json.loads(extra))
+    return Prompt(columns["prompt_uid"][row], parse_json(prompt), text, ids, parse_json(extra))
 
 
 def _scores(table: pa.Table) -> Scores | None:

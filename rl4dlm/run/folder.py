@@ -13,6 +13,7 @@ from typing import Any
 
 from rl4dlm.errors import CheckpointError, storage_error
 from rl4dlm.recipe import AnyRecipe, dump_resolved, load_recipe
+from rl4dlm.recipe.references import look_up
 from rl4dlm.run.digests import digests_of, flush_to_disk, require_digests, text_digest
 from rl4dlm.run.ownership import LOCK_FILE, owned, try_writing
 
@@ -197,8 +198,9 @@ class RunFolder:
                 "Fix: check run.name and run.output_dir, or start without --resume."
             )
         saved = load_recipe(self.recipe)
-        for key, old, new in differences(saved.model_dump(), recipe.model_dump()):
+        for key, _, _ in differences(saved.model_dump(), recipe.model_dump()):
             if not key.startswith(MAY_CHANGE):
+                old, new = look_up(saved.shown(), key), look_up(recipe.shown(), key)
                 raise CheckpointError(
                     f"{self.recipe}: the run was started with {key} = {old!r}, and this recipe has {new!r}: "
                     "a checkpoint fits only the run that wrote it.\n"

@@ -123,7 +123,7 @@ class WandbSink(Sink):
             name=self._recipe.run.name,
             id=self._run_id(),
             dir=str(self._folder),
-            config=self._recipe.model_dump(mode="json"),
+            config=self._recipe.shown(),
             resume="allow",
             settings=settings,
         )

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rl4dlm.commands.inspect import inspect_rollouts
@@ -158,3 +160,31 @@ def test_what_cannot_be_played_is_refused_with_a_remedy(tmp_path: Path) -> None:
     bare = write(tmp_path, lambda: group(replace(rollout(), text="")), 5, record_states=False)
     with pytest.raises(DataError, match="record_states: true"):
         inspect_rollouts(bare)
+
+
+@pytest.mark.parametrize("token", [-1, 2**31, 2**40])
+@pytest.mark.parametrize("column", ["prompt_ids", "completion_ids"])
+def test_ids_that_no_tokenizer_has_are_refused_by_row(column: str, token: int, tmp_path: Path) -> None:
+    path = write(tmp_path, lambda: group(rollout(0), rollout(1)), 1)
+    table = pq.read_table(path)
+    ids = table.column(column).to_pylist()
+    ids[1][0] = token
+    changed = table.set_column(table.column_names.index(column), column, pa.array(ids, pa.list_(pa.int64())))
+    pq.write_table(changed, path)
+    with pytest.raises(DataError, match=f"row 1: `{column}` is no list of token ids from 0 .*\nFix: "):
+        inspect_rollouts(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("completion_ids", None), ("step_map", [7]), ("prompt", "["), ("prompt", "[" * 5000), ("num_steps", -3)],
+)
+def test_a_table_that_contradicts_itself_is_refused(column: str, value: object, tmp_path: Path) -> None:
+    path = write(tmp_path, lambda: group(rollout(0)), 1)
+    table = pq.read_table(path)
+    field = table.schema.field(column)
+    pq.write_table(
+        table.set_column(table.column_names.index(column), column, pa.array([value], field.type)), path
+    )
+    with pytest.raises(DataError, match="\nFix: "):
+        inspect_rollouts(path)
