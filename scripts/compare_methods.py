@@ -157,7 +157,7 @@ def table(found: dict[str, list[list[dict[str, float]]]]) -> str:
 
 def picture(found: dict[str, list[list[dict[str, float]]]]) -> str:
     """SVG: mean accuracy over seeds against updates, and against seconds of training."""
-    from rl4dlm.tracking.svg import Line, Panel, draw
+    from rl4dlm.tracking.panels import Line, Panel, panels_svg
 
     panels = []
     for title, key in (("accuracy against updates", "update"), ("accuracy against seconds", "seconds")):
@@ -167,7 +167,7 @@ def picture(found: dict[str, list[list[dict[str, float]]]]) -> str:
             y = np.mean([[line["accuracy"] for line in lines] for lines in seeds], axis=0)
             lines.append(Line(name.removesuffix("/tiny_sort"), tuple(x.tolist()), tuple(y.tolist())))
         panels.append(Panel(title, tuple(lines), scale="linear", axis=key))
-    return draw(panels, axis="update")
+    return panels_svg(panels, axis="update")
 
 
 def main() -> int:

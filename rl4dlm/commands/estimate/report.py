@@ -14,7 +14,7 @@ from rich.table import Table
 
 from rl4dlm.likelihood.lab import Reference, Spread
 from rl4dlm.tracking.files import replace_file
-from rl4dlm.tracking.svg import Line, Panel, draw
+from rl4dlm.tracking.panels import Line, Panel, panels_svg
 
 _KINDS = {
     "block_elbo": "has another bound as its mean, that of decoding block by block",
@@ -204,7 +204,7 @@ def write_plot(report: Report, path: Path) -> None:
             _panel("Log-ratio, shared masks: std, nats", report.log_ratios, lambda e: e.shared.std),
             _panel("Log-ratio, independent masks: std, nats", report.log_ratios, lambda e: e.independent.std),
         ]
-    replace_file(path, draw(panels, axis="forwards per completion").encode("utf-8"))
+    replace_file(path, panels_svg(panels, axis="forwards per completion").encode("utf-8"))
 
 
 def _panel(title: str, entries: Sequence[Any], value: Callable[[Any], float]) -> Panel:

@@ -31,6 +31,7 @@ from rl4dlm.likelihood.lab import (
 from rl4dlm.models import LoadedModel, denoiser, load
 from rl4dlm.recipe import Recipe
 from rl4dlm.run.preflight import scratch_model
+from rl4dlm.tracking.panels import require_matplotlib
 
 LOOKED_UP_REPEATS = 2000
 EVALUATED_REPEATS = 64
@@ -116,6 +117,7 @@ def _check_plot(plot: Path | None) -> None:
         return
     if plot.suffix != ".svg":
         raise RecipeError(f"--plot {plot} is no .svg file.\nFix: name it {plot.with_suffix('.svg')}.")
+    require_matplotlib()
     if plot.exists():
         raise RecipeError(f"{plot} exists; nothing was overwritten.\nFix: name another --plot file.")
     if not plot.parent.is_dir():
