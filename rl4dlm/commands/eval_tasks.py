@@ -239,7 +239,9 @@ def _run_jobs(jobs: Sequence[_Job], request: SuiteRequest, recipe: Recipe, out: 
     with rollout_workers(recipe, str(recipe.model.path), say) as (rollouts, placement):
         for job in jobs:
             say(f"{job.run.task}: {job.run.num_missing(job.folder.rows)} completions to sample")
-            rewards = RewardWorkers(job.reward, placement.rewards, say)
+            rewards = RewardWorkers(
+                job.reward, placement.rewards, say, start_timeout_s=recipe.cluster.start_timeout_s
+            )
             try:
                 with _progress(out, job) as show:
                     for rows in run_task(job.run, rollouts, rewards, job.folder.rows, batch):

@@ -1,5 +1,5 @@
-"""Held-out evaluation: greedy accuracy, sampled pass@k, with the sampler of the rollouts; in the loop and on
-named tasks."""
+"""Held-out evaluation: greedy accuracy, mean reward, sampled pass@k, with the sampler of the rollouts; in the
+loop and on named tasks."""
 
 from __future__ import annotations
 
@@ -7,22 +7,33 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rl4dlm.benchmarks import mean_figure, pass_figures, wilson_interval
+from rl4dlm.benchmarks import Figure, mean_figure, mean_share, pass_figures
 from rl4dlm.benchmarks.results import Key
 from rl4dlm.data import EVAL_UID
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
+from rl4dlm.errors import RewardError
 from rl4dlm.recipe import AnyRecipe, Recipe
-from rl4dlm.reward.judge import is_correct, score_groups, score_texts, step_texts
+from rl4dlm.reward.judge import (
+    NO_VERDICT,
+    is_correct,
+    score_groups,
+    score_texts,
+    step_texts,
+    trainer_state,
+)
+from rl4dlm.reward.scores import matters_of
 from rl4dlm.rollout import Request, mix_block_lengths
 from rl4dlm.rollout.groups import group_rollouts, make_requests
 from rl4dlm.rollout.partial import predicted_texts
 from rl4dlm.tracking import SampleRow
-from rl4dlm.types import DenoiserSpec, Prompt, RolloutGroup, Scores
+from rl4dlm.tracking.names import GREEDY_ACCURACY, GREEDY_REWARD, HIGH, LOW
+from rl4dlm.types import DenoiserSpec, Prompt, Rollout, RolloutGroup, Scores, flatten
 from rl4dlm.workers.placement import Placement, Say, ray_session, reserve
 from rl4dlm.workers.reward_worker import RewardWorkers
 from rl4dlm.workers.rollout_pool import RolloutPool
@@ -35,6 +46,8 @@ class Evaluation:
     metrics: dict[str, float]
     samples: list[SampleRow]
     decode: dict[str, Any]
+    warnings: dict[str, str]
+    """What should be said of the rewards, by what makes two warnings one."""
 
 
 @contextmanager
@@ -76,15 +89,20 @@ def verify_steps(
 
     Returns:
         Per prompt bool `[steps]`, the last entry for the finished answer; and the scores of the texts.
+
+    Raises:
+        RewardError: the recipe does not say what is correct.
     """
     path = (recipe.run.seed, "verify_steps")
     requests = mix_block_lengths(make_requests(prompts, 1, *path), block_lengths, *path, "block_length")
     drawn = rollouts.generate(requests, replace(spec, record_predictions=True), version)
     groups = group_rollouts(prompts, drawn)
     decodes = [predicted_texts(rollout, range(rollout.num_steps), model) for rollout in drawn]
-    texts = step_texts(groups, decodes, decode)
-    scores = score_texts(rewards, texts, version)
+    texts = step_texts(groups, decodes, decode, model.stop_ids)
+    scores = score_texts(rewards, texts, trainer_state(version, recipe.trainer.max_steps))
     correct = is_correct(scores, recipe.reward)
+    if correct is None:
+        raise RewardError(NO_VERDICT)
     return [correct[row] for row in texts.index], scores
 
 
@@ -97,31 +115,64 @@ def evaluate(
     version: int,
     update: int,
 ) -> Evaluation:
-    """Greedy accuracy and, with `eval.num_samples` > 1, accuracy of sampled completions and pass@k.
+    """Greedy accuracy and reward and, with `eval.num_samples` > 1, those of sampled completions and pass@k.
 
-    The draws depend on the run's seed and the prompt alone, so evaluations of one run differ by the weights
-    only.
+    Accuracies are there where correctness is defined (see `is_correct`). The draws depend on the run's seed
+    and the prompt alone, so evaluations of one run differ by the weights only.
     """
+    draw = partial(_one_pass, rollouts, rewards, prompts, recipe, version=version, update=update)
     greedy_spec = SamplerSpec.from_config(recipe.rollout, temperature=0.0)
-    metrics, samples = _one_pass(rollouts, rewards, prompts, recipe, greedy_spec, 1, version, update)
-    result = {
-        "eval/greedy_accuracy": metrics["accuracy"],
-        "eval/greedy_accuracy_ci95": metrics["ci95"],
-        "eval/greedy_reward": metrics["reward"],
-        "eval/mean_length": metrics["length"],
-        "eval/nfe_per_sample": metrics["nfe"],
+    greedy = draw(greedy_spec, 1)
+    result = _figures(
+        {
+            GREEDY_ACCURACY: None if greedy.correct is None else mean_figure(_floats(greedy.correct)),
+            GREEDY_REWARD: mean_figure(greedy.finite_rewards),
+        }
+    )
+    result |= {
+        "eval/mean_length": float(np.mean([row.completion_len for row in greedy.rollouts])),
+        "eval/nfe_per_sample": float(np.mean([row.num_forwards for row in greedy.rollouts])),
         "eval/num_prompts": float(len(prompts)),
-        **{f"eval/{name}": value for name, value in metrics.items() if name.startswith("logged/")},
+        **{f"eval/{name}": value for name, value in greedy.scores.logged.items()},
     }
-    decode = {"greedy": greedy_spec.describe()}
+    decode, warnings = {"greedy": greedy_spec.describe()}, matters_of(greedy.scores)
     k = recipe.eval.num_samples
     if k > 1:
         spec = SamplerSpec.from_config(recipe.rollout, temperature=recipe.eval.temperature)
-        sampled, _ = _one_pass(rollouts, rewards, prompts, recipe, spec, k, version, update)
-        result |= {f"eval/avg@{k}": sampled["accuracy"], f"eval/pass@{k}": sampled["pass"]}
+        sampled = draw(spec, k)
+        result |= _figures(sampled.figures(k))
         decode["sampled"] = {**spec.describe(), "k": k}
-    result = {name.replace("/logged/", "/"): value for name, value in result.items()}
-    return Evaluation(result, samples, decode)
+        warnings |= matters_of(sampled.scores)
+    rows = sample_rows(greedy.groups, greedy.scores, greedy.correct, update)
+    return Evaluation(result, rows, decode, warnings)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Completions of the held-out prompts, drawn with one sampler, and their scores."""
+
+    groups: list[RolloutGroup]
+    scores: Scores
+    correct: np.ndarray | None
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        return flatten(self.groups)
+
+    @property
+    def finite_rewards(self) -> list[float]:
+        return _floats(self.scores.reward[np.isfinite(self.scores.reward)])
+
+    def figures(self, k: int) -> dict[str, Figure | None]:
+        """Of `k` samples per prompt: share of correct ones and of prompts with one, else the mean reward."""
+        if self.correct is None:
+            means = [_mean_or_none(row) for row in self.scores.reward.reshape(-1, k)]
+            return {f"eval/avg_reward@{k}": mean_figure([mean for mean in means if mean is not None])}
+        table = self.correct.reshape(-1, k)
+        return {
+            f"eval/avg@{k}": mean_share(_floats(table.mean(axis=1))),
+            f"eval/pass@{k}": mean_share(_floats(table.any(axis=1))),
+        }
 
 
 def _one_pass(
@@ -131,31 +182,41 @@ def _one_pass(
     recipe: AnyRecipe,
     spec: SamplerSpec,
     num_samples: int,
+    *,
     version: int,
     update: int,
-) -> tuple[dict[str, float], list[SampleRow]]:
+) -> _Pass:
     requests = make_requests(prompts, num_samples, recipe.run.seed, "evaluation")
     groups = group_rollouts(prompts, rollouts.generate(requests, spec, version))
-    scores = score_groups(rewards, groups, update)
-    correct = is_correct(scores, recipe.reward)
-    table = correct.reshape(len(prompts), num_samples)
-    finite = scores.reward[np.isfinite(scores.reward)]
-    metrics = {
-        "accuracy": float(correct.mean()),
-        "ci95": wilson_half_width(float(correct.mean()), len(correct)),
-        "pass": float(table.any(axis=1).mean()),
-        "reward": float(finite.mean()) if len(finite) else math.nan,
-        "nfe": float(np.mean([r.num_forwards for g in groups for r in g.rollouts])),
-        "length": float(np.mean([r.completion_len for g in groups for r in g.rollouts])),
-        **{f"logged/{name}": value for name, value in scores.logged.items()},
-    }
-    return metrics, sample_rows(groups, scores, correct, update)
+    scores = score_groups(rewards, groups, trainer_state(update, recipe.trainer.max_steps))
+    return _Pass(groups, scores, is_correct(scores, recipe.reward))
+
+
+def _figures(figures: Mapping[str, Figure | None]) -> dict[str, float]:
+    """Metrics with the ends of their intervals; a figure of nothing is left out."""
+    metrics = {}
+    for name, figure in figures.items():
+        if figure is None:
+            continue
+        metrics[name] = figure.value
+        if figure.ci95 is not None:
+            metrics[name + LOW], metrics[name + HIGH] = figure.ci95
+    return metrics
+
+
+def _floats(values: np.ndarray) -> list[float]:
+    return values.astype(float).tolist()
+
+
+def _mean_or_none(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
 
 
 def sample_rows(
-    groups: Sequence[RolloutGroup], scores: Scores, correct: np.ndarray, update: int
+    groups: Sequence[RolloutGroup], scores: Scores, correct: np.ndarray | None, update: int
 ) -> list[SampleRow]:
-    """Completions with their rewards, for tables."""
+    """Completions with their rewards, for tables; `correct` None: correctness is not defined."""
     rows = []
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     for i, (prompt, rollout) in enumerate(pairs):
@@ -166,18 +227,13 @@ def sample_rows(
                 completion=rollout.text,
                 reward=float(scores.reward[i]),
                 rewards={name: float(values[i]) for name, values in scores.components.items()},
-                correct=bool(correct[i]),
+                correct=None if correct is None else bool(correct[i]),
                 prompt_uid=prompt.uid,
                 sample=rollout.sample,
+                extra={column: values[i] for column, values in scores.extra.items()},
             )
         )
     return rows
-
-
-def wilson_half_width(share: float, count: int) -> float:
-    """Half the width of Wilson's 95 % interval of a share of `count` trials, 1.96 standard errors wide."""
-    low, high = wilson_interval(share, count, z=1.96)
-    return (high - low) / 2
 
 
 GREEDY, SAMPLED = "greedy", "sampled"
@@ -253,7 +309,7 @@ def _sample_and_score(
     ]
     drawn = iter(rollouts.generate(requests, run.specs[mode], 0))
     groups = [RolloutGroup(prompt, tuple(next(drawn) for _ in samples)) for prompt, samples in missing]
-    scores = score_groups(rewards, groups, 0)
+    scores = score_groups(rewards, groups, trainer_state(0, 0))
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     return [
         {

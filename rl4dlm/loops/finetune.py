@@ -104,7 +104,9 @@ def _cast(recipe: SFTRecipe, folder: RunFolder, checks: SFTPreflight, reporter: 
         policy = PolicyGroup(recipe, placement.trainers, reporter.say)
         run = Run(recipe, folder, checks, reporter, placement, model_path, policy, None)
         if recipe.reward is not None:
-            rewards = RewardWorkers(recipe.reward, placement.rewards, reporter.say)
+            rewards = RewardWorkers(
+                recipe.reward, placement.rewards, reporter.say, start_timeout_s=recipe.cluster.start_timeout_s
+            )
             run.sampling = (RolloutPool(recipe, model_path, placement.rollouts, reporter.say), rewards)
         reporter.say("starting trainer ranks")
         policy.start()
@@ -198,6 +200,7 @@ def _evaluate(run: Run) -> None:
     batch = held_out_batch(examples, plan, checks.spec, seed, states)
     metrics = held_out_metrics(run.policy.held_out(batch), batch, len(examples))
     sampled = _sample(run)
+    run.tracker.warn_once(sampled.warnings)
     run.tracker.evaluation(
         run.update,
         metrics | sampled.metrics,
@@ -209,7 +212,7 @@ def _evaluate(run: Run) -> None:
 def _sample(run: Run) -> Evaluation:
     """Completions of the held-out prompts by the current weights, scored; nothing without a reward."""
     if run.sampling is None:
-        return Evaluation({}, [], {})
+        return Evaluation({}, [], {}, {})
     rollouts, rewards = run.sampling
     rollouts.sync(run.policy.publish(run.update))
     prompts = run.checks.examples.eval_prompts()

@@ -17,6 +17,7 @@ import torch
 from rl4dlm.data import demonstrations, open_task
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
+from rl4dlm.errors import RecipeError
 from rl4dlm.learner.critic import Critic
 from rl4dlm.learner.learning_rate import learning_rate, warm_start_rate
 from rl4dlm.learner.supervised import RankSFT
@@ -28,7 +29,7 @@ from rl4dlm.models import LoadedModel, ValueModel, denoiser, encode, load
 from rl4dlm.models.loading import options_of
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.sections import TrainerConfig
-from rl4dlm.reward.judge import Scorer, is_correct, score_groups, score_steps
+from rl4dlm.reward.judge import NO_VERDICT, Scorer, is_correct, score_groups, score_steps, trainer_state
 from rl4dlm.rollout import Engine, Request
 from rl4dlm.rollout.groups import group_rollouts, make_requests
 from rl4dlm.run.preflight import Preflight
@@ -114,8 +115,9 @@ class PlainRun:
         """Update 1, 2, ...: sample, score, prepare, learn."""
         began = time.monotonic()
         groups = self._sample(update)
-        scores = score_groups(self.rewards, groups, update)
-        step_rewards = self._step_rewards(groups, update)
+        state = trainer_state(update - 1, self.recipe.trainer.max_steps)
+        scores = score_groups(self.rewards, groups, state)
+        step_rewards = self._step_rewards(groups, state)
         seed = derive_seed(self.recipe.run.seed, "update", update)
         batch, metrics = self.trainer.prepare(
             groups, scores, policy_version=self.version, seed=seed, step_rewards=step_rewards
@@ -124,17 +126,26 @@ class PlainRun:
             metrics |= self._learn(batch, update)
             self._sync_reference(update)
         self.version = update
-        metrics["accuracy"] = float(is_correct(scores, self.recipe.reward).mean())
+        correct = is_correct(scores, self.recipe.reward)
+        if correct is not None:
+            metrics["accuracy"] = float(correct.mean())
         return metrics | {"step_time": time.monotonic() - began}
 
     def evaluate(self) -> float:
-        """Greedy accuracy on the held-out prompts, with the recipe's sampler."""
+        """Greedy accuracy on the held-out prompts, with the recipe's sampler.
+
+        Raises:
+            RecipeError: the recipe does not say what is correct.
+        """
         prompts = self.checks.prompts.eval_prompts(self.recipe.eval.num_prompts)
         requests = make_requests(prompts, 1, self.recipe.run.seed, "evaluation")
         spec = SamplerSpec.from_config(self.recipe.rollout, temperature=0.0)
         groups = group_rollouts(prompts, self._generate(requests, spec))
-        scores = score_groups(self.rewards, groups, self.version)
-        return float(is_correct(scores, self.recipe.reward).mean())
+        state = trainer_state(self.version, self.recipe.trainer.max_steps)
+        correct = is_correct(score_groups(self.rewards, groups, state), self.recipe.reward)
+        if correct is None:
+            raise RecipeError(NO_VERDICT)
+        return float(correct.mean())
 
     def _sample(self, update: int) -> list[RolloutGroup]:
         prompts = self.checks.prompts.batch(update - 1, self.recipe.rollout.prompts_per_update)
@@ -146,11 +157,12 @@ class PlainRun:
         engine = Engine(self.denoiser, spec, self.recipe.rollout.slots)
         return engine.generate(requests, policy_version=self.version, decode=self.checks.decode)
 
-    def _step_rewards(self, groups: list[RolloutGroup], update: int) -> list[np.ndarray] | None:
+    def _step_rewards(self, groups: list[RolloutGroup], state: Mapping[str, int]) -> list[np.ndarray] | None:
         if not self.trainer.scores_steps:
             return None
         decodes = self.trainer.partial_decodes(groups)
-        return score_steps(self.rewards, groups, decodes, self.checks.decode, update)[0]
+        stop_ids = self.checks.spec.stop_ids
+        return score_steps(self.rewards, groups, decodes, self.checks.decode, stop_ids, state)[0]
 
     def _learn(self, batch: Any, update: int) -> Metrics:
         rate = learning_rate(self.recipe.trainer, update)

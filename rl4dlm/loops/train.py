@@ -32,8 +32,8 @@ from rl4dlm.loops.rollouts import (
 from rl4dlm.models import encode
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.sections import OverDenoisingFilter
-from rl4dlm.reward.judge import is_correct, score_groups, score_steps
-from rl4dlm.reward.scores import too_many_failures
+from rl4dlm.reward.judge import is_correct, score_groups, score_steps, trainer_state
+from rl4dlm.reward.scores import matters_of, too_many_failures
 from rl4dlm.rollout import to_table, write_parquet
 from rl4dlm.run.folder import Checkpoint, CheckpointParts, RunFolder, storage
 from rl4dlm.run.preflight import Preflight, preflight, starting_model
@@ -83,8 +83,6 @@ class Run:
     """Draws the next update's rollouts while one runs; only under `cluster.schedule: one_step_off`."""
     sentinel: Sentinel = field(init=False)
     """Watches for collapse; made anew where the run goes on from a checkpoint."""
-    warned: set[str] = field(default_factory=set)
-    """Reward failures that have been told already."""
 
     @property
     def tracker(self) -> Tracker:
@@ -132,7 +130,9 @@ def _cast(recipe: Recipe, folder: RunFolder, checks: Preflight, reporter: Report
     for line in checks.warnings:
         reporter.tracker.warn(line)
     policy = PolicyGroup(recipe, placement.trainers, reporter.say)
-    rewards = RewardWorkers(recipe.reward, placement.rewards, reporter.say)
+    rewards = RewardWorkers(
+        recipe.reward, placement.rewards, reporter.say, start_timeout_s=recipe.cluster.start_timeout_s
+    )
     run: Run | None = None
     try:
         model_path = starting_model(recipe, folder, checks)
@@ -284,7 +284,7 @@ def _one_update(run: Run, update: int) -> None:
         drawn = _rollouts(run, update)
     groups = drawn.groups
     with clock("reward"):
-        scores = score_groups(run.rewards, groups, update)
+        scores = score_groups(run.rewards, groups, _trainer_state(run))
         step_rewards, step_metrics = _score_steps(run, groups, update)
     _refuse_failing_rewards(run, scores, update)
     seed = derive_seed(recipe.run.seed, "update", update)
@@ -376,7 +376,9 @@ def _score_steps(
     if not run.trainer.scores_steps:
         return None, {}
     decodes = run.trainer.partial_decodes(groups)
-    rewards, scores = score_steps(run.rewards, groups, decodes, run.checks.decode, update)
+    rewards, scores = score_steps(
+        run.rewards, groups, decodes, run.checks.decode, run.checks.spec.stop_ids, _trainer_state(run)
+    )
     if scores is None:
         return rewards, {}
     _refuse_failing_rewards(run, scores, update)
@@ -402,11 +404,13 @@ def _replay_gap(run: Run, groups: list[RolloutGroup]) -> float:
     return run.policy.replay_gap(probe, run.recipe.rollout.temperature, enlarged)
 
 
+def _trainer_state(run: Run) -> dict[str, int]:
+    """What reward functions see as TRL's `trainer_state`."""
+    return trainer_state(run.update, run.recipe.trainer.max_steps)
+
+
 def _refuse_failing_rewards(run: Run, scores: Scores, update: int) -> None:
-    for message in scores.messages:
-        if message not in run.warned:
-            run.warned.add(message)
-            run.tracker.warn(message)
+    run.tracker.warn_once(matters_of(scores))
     cause = too_many_failures(scores, run.recipe.reward)
     if cause:
         raise RewardError(f"update {update}: {cause}")
@@ -470,6 +474,7 @@ def _evaluate(run: Run) -> None:
     evaluation = evaluate(
         run.rollouts, run.rewards, prompts, run.recipe, version=run.update, update=run.update
     )
+    run.tracker.warn_once(evaluation.warnings)
     run.tracker.evaluation(run.update, evaluation.metrics, evaluation.samples, evaluation.decode)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rl4dlm.errors import PluginError
+from rl4dlm.reward.batch import Completion, call_of
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import RewardEntry
 from rl4dlm.reward.gold import FULL_MARKS, LAYOUTS, gold_completion
@@ -20,8 +21,13 @@ from rl4dlm.reward.loading import resolve
 from rl4dlm.reward.runner import Attempt, Runner
 
 MAX_EXAMPLES = 32
-_PROMPTS = ("prompt", "question", "problem", "text")
+PROMPT_COLUMNS = ("prompt", "question", "problem", "text")
 """Columns in which data sets keep the prompt."""
+
+_SHAPES = {
+    "completion_ids": "[...], the token ids up to and including the first stop id",
+    "trajectory": '{"completion_ids": [...], "step_map": [...], "num_steps": ...}',
+}
 
 HOSTILE: Mapping[str, str] = {
     "empty": "",
@@ -53,6 +59,8 @@ class Check:
     passed: bool | None
     """None: could not be tried, `detail` says why."""
     detail: str
+    seconds: float | None = None
+    """What the call took."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class _Example:
     completion: str | None
     columns: Mapping[str, Any]
     trajectory: Mapping[str, Any] | None = None
+    completion_ids: Sequence[int] | None = None
     declared: bool = False
     """The completion is what `GOLD` says, which earns at least 1 (elsewhere the best gold answer is full)."""
 
@@ -112,12 +121,12 @@ def selftest(
     try:
         facts = runner.load(0)
         examples = _examples(runner.examples(0) if rows is None else rows, path, runner, timeout_s)
-        if facts["needs_trajectory"] and not all(example.trajectory for example in examples):
-            raise PluginError(
-                f"{path}: it needs the record of a rollout, and an example has none.\n"
-                'Fix: give each of EXAMPLES a "trajectory": {"completion_ids": [...], "step_map": [...], '
-                '"num_steps": ...}.'
-            )
+        for name in facts["needs"]:
+            if any(getattr(example, name) is None for example in examples):
+                raise PluginError(
+                    f"{path}: it needs {name}, which an example has not.\nFix: give each of EXAMPLES a "
+                    f'"{name}": {_SHAPES[name]}.'
+                )
         return _Trial(path, runner, examples, timeout_s).report(facts["style"])
     finally:
         runner.process.stop()
@@ -134,8 +143,9 @@ def _examples(
     examples = []
     for row in rows[:MAX_EXAMPLES]:
         columns = dict(row["columns"]) if isinstance(row.get("columns"), Mapping) else dict(row)
-        prompt = next((row[name] for name in _PROMPTS if row.get(name) is not None), "")
-        example = _Example(prompt, row.get("completion"), columns, row.get("trajectory"))
+        prompt = next((row[name] for name in PROMPT_COLUMNS if row.get(name) is not None), "")
+        record = row.get("trajectory"), row.get("completion_ids")
+        example = _Example(prompt, row.get("completion"), columns, *record)
         if "completion" not in row:
             gold = runner.gold(0, columns)
             text = gold_completion(gold, columns)
@@ -154,18 +164,12 @@ def _best_layout(example: _Example, runner: Runner, timeout_s: float) -> _Exampl
 
 
 def _call_of(examples: Sequence[_Example]) -> Call:
-    names = dict.fromkeys(name for example in examples for name in example.columns)
-    return Call(
-        prompts=[example.prompt for example in examples],
-        completions=[example.completion or "" for example in examples],
-        columns={name: [example.columns.get(name) for example in examples] for name in names},
-        trajectories=_trajectories(examples),
+    return call_of(
+        [
+            Completion(one.prompt, one.completion or "", one.columns, one.completion_ids, one.trajectory)
+            for one in examples
+        ]
     )
-
-
-def _trajectories(examples: Sequence[_Example]) -> list[Mapping[str, Any]] | None:
-    given = [example.trajectory for example in examples if example.trajectory is not None]
-    return given if len(given) == len(examples) else None
 
 
 class _Trial:
@@ -241,9 +245,7 @@ class _Trial:
             attempt = self.call([example])
             score = _score(attempt)
             fine = attempt.kind is None and (score is None or score < full)
-            checks.append(
-                Check(f"hostile text: {label}", fine, f"{_shown(attempt)}, {attempt.seconds:.3f} s")
-            )
+            checks.append(Check(f"hostile text: {label}", fine, _shown(attempt), attempt.seconds))
         return checks
 
     def share_full(self, examples: Sequence[_Example], full: float) -> float:

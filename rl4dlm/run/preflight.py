@@ -41,8 +41,9 @@ from rl4dlm.models import (
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
 from rl4dlm.recipe.advice import sft_warnings_of, warnings_of
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, default_objective
-from rl4dlm.recipe.sections import RolloutConfig
+from rl4dlm.recipe.sections import RewardConfig, RolloutConfig
 from rl4dlm.reward.entries import entries_of
+from rl4dlm.reward.judge import NO_VERDICT, decides
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.rollout import check_sampler, sampler_notes
 from rl4dlm.rollout.external import find_engine
@@ -153,7 +154,9 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     check_lengths(recipe, model.facts, [len(prompt.token_ids) for prompt in first])
     check_demonstrations(recipe, model.tokenizer, prompts)
     with RewardPool(recipe.reward) as rewards:
-        rewards.check(first[:2])
+        rewards.check(first[:2], partial(encode, model.tokenizer))
+        if recipe.data.over_denoising is not None:
+            check_verdicts(recipe.reward, rewards)
     notes = (*prompts.notes, *sampler_notes(sampler))
     found = Preflight(model, tuple(warnings_of(recipe)), prompts, notes)
     if not recipe.algorithm.samples_rollouts:
@@ -194,7 +197,7 @@ def preflight_sft(recipe: SFTRecipe, *, devices: bool = True) -> SFTPreflight:
     if recipe.reward is not None:
         check_graphs(recipe.rollout, model.facts)
         with RewardPool(recipe.reward) as rewards:
-            rewards.check(examples.eval_prompts()[:2])
+            rewards.check(examples.eval_prompts()[:2], partial(encode, model.tokenizer))
     return SFTPreflight(
         model,
         tuple(sft_warnings_of(recipe, model.spec.attention)),
@@ -297,6 +300,16 @@ def _weakest_device(recipe: AnyRecipe) -> str:
     """`cpu` where a trainer or a rollout worker is on one."""
     cluster = recipe.cluster
     return "cuda" if cluster.gpus_per_trainer and cluster.gpus_per_rollout_worker else "cpu"
+
+
+def check_verdicts(config: RewardConfig, rewards: RewardPool) -> None:
+    """The over-denoising filter asks which answers are correct; the recipe must say so.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    if not decides(config, [entry.name for entry in rewards.entries], rewards.bounds()):
+        raise RecipeError(f"data.over_denoising: {NO_VERDICT}")
 
 
 def check_graphs(rollout: RolloutConfig, facts: ModelFacts) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 _LINE_CHARACTERS = "\n\t"
 
@@ -30,6 +31,8 @@ class SampleRow:
     prompt_uid: int = 0
     sample: int = 0
     """Index within the prompt's completions, from 0."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What reward functions logged of it through TRL's `log_extra`."""
 
 
 def shown_samples(rows: Sequence[SampleRow], count: int) -> list[SampleRow]:

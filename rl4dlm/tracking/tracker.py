@@ -74,6 +74,7 @@ class Tracker:
         self._last_update = resume_from or 0
         self._phase = ""
         self._closed = False
+        self._told: set[str] = set()
         self._watchdog = NothingToLearn(max(1, min(_PATIENCE, total_updates)))
         screen = make_console_sink(
             recipe, console or Console(), total_updates=total_updates, start=self._last_update
@@ -140,7 +141,8 @@ class Tracker:
 
         Args:
             update: 0 is the state before training.
-            metrics: named `eval/...`; the half-width of a share's 95 % interval is named `<share>_ci95`.
+            metrics: named `eval/...`; the ends of a figure's 95 % interval are named
+                `<figure>_ci95_low` and `<figure>_ci95_high`.
             samples: completions for the tables; all of them are kept in `samples.jsonl`.
             decode: settings of the sampler (JSON values), written beside the score.
         """
@@ -152,6 +154,17 @@ class Tracker:
         """Something is unwise or degraded; the run goes on."""
         for sink in self._sinks:
             sink.warn(text)
+
+    def warn_once(self, matters: Mapping[str, str]) -> None:
+        """Warn of what this tracker has not warned of yet.
+
+        Args:
+            matters: texts, by what makes two warnings one.
+        """
+        for matter, text in matters.items():
+            if matter not in self._told:
+                self._told.add(matter)
+                self.warn(text)
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
