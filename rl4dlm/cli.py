@@ -76,7 +76,7 @@ def train(
         bool, typer.Option("--dry-run", help="Check everything, print the cost, start nothing.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or from step=N.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint, or from step=N.")
     ] = False,
 ) -> None:
     """Train by RL: rollouts, rewards, updates, evaluation.
@@ -106,7 +106,7 @@ def sft(
         bool, typer.Option("--dry-run", help="Check everything, print the cost, start nothing.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or from step=N.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint, or from step=N.")
     ] = False,
 ) -> None:
     """Fine-tune on completions: random masks, blocks, traces, next tokens; conversion of AR models.
@@ -648,7 +648,7 @@ def _guarded(run: Callable[[], None]) -> int:
 
 
 def _interrupted() -> int:
-    print("rl4dlm: interrupted; `--resume` goes on from the last checkpoint.", file=sys.stderr)
+    print("rl4dlm: interrupted; `--resume` continues from the last checkpoint.", file=sys.stderr)
     return _INTERRUPTED
 
 

@@ -27,7 +27,7 @@ class Reporter:
         self.tracker.phase(text)
 
     def rewind(self, update: int) -> None:
-        """Forget what was logged after `update`: the run goes on from there."""
+        """Forget what was logged after `update`: the run continues from there."""
         self.tracker.close()
         self.tracker = self._open(update)
 
