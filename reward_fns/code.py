@@ -38,7 +38,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "Write a function to add one to a number.",

@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "3,5,8,2,6=8",

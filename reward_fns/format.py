@@ -23,7 +23,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "What is 2+2?",

@@ -19,7 +19,6 @@ import re
 from fractions import Fraction
 from typing import Any
 
-RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "Natalia sold clips to 48 friends in April and to half as many in May. How many in all?",

@@ -42,7 +42,6 @@ from email.message import Message
 from http.client import HTTPException
 from typing import Any, NamedTuple
 
-RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "How many legs does a spider have?",

@@ -31,7 +31,6 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "Solve $x^2 = 2x$ for the larger root.",

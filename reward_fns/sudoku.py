@@ -18,7 +18,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "3102200002100320",

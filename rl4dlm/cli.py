@@ -76,7 +76,7 @@ def train(
         bool, typer.Option("--dry-run", help="Check everything, print the cost, start nothing.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint, or from step=N.")
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or from step=N.")
     ] = False,
 ) -> None:
     """Train by RL: rollouts, rewards, updates, evaluation.
@@ -106,7 +106,7 @@ def sft(
         bool, typer.Option("--dry-run", help="Check everything, print the cost, start nothing.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint, or from step=N.")
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or from step=N.")
     ] = False,
 ) -> None:
     """Fine-tune on completions: random masks, blocks, traces, next tokens; conversion of AR models.
@@ -470,15 +470,6 @@ def rewards_test(
         Path | None,
         typer.Option(help="Rows to try it on (.jsonl, .csv, .parquet); default: its own EXAMPLES."),
     ] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option(help="Column of --data that holds the prompt; default: the usual names.")
-    ] = None,
-    answer_column: Annotated[
-        str | None, typer.Option(help="Column of --data that the reward gets as `answer`.")
-    ] = None,
-    target_column: Annotated[
-        str | None, typer.Option(help="Column of --data that holds the reference, as in `rl4dlm score`.")
-    ] = None,
     setting: RewardSettings = None,
     timeout_s: Annotated[
         float, typer.Option(parser=_seconds, metavar="FLOAT", help="Deadline per call, seconds.")
@@ -486,13 +477,11 @@ def rewards_test(
 ) -> None:
     """Try a reward: gold answers, empty and hostile text, time per call, determinism.
 
-    Example: rl4dlm rewards test gsm8k --data rows.jsonl --prompt-column q --answer-column solution
+    Example: rl4dlm rewards test countdown
     """
-    from rl4dlm.commands.rewards import RowColumns, test_reward
+    from rl4dlm.commands.rewards import test_reward
 
-    columns = RowColumns(prompt_column, answer_column, target_column)
-    passed = test_reward(name, data, _reward_settings(setting), timeout_s, columns=columns)
-    raise typer.Exit(0 if passed else 1)
+    raise typer.Exit(0 if test_reward(name, data, _reward_settings(setting), timeout_s) else 1)
 
 
 def _evaluate_tasks(
@@ -648,7 +637,7 @@ def _guarded(run: Callable[[], None]) -> int:
 
 
 def _interrupted() -> int:
-    print("rl4dlm: interrupted; `--resume` continues from the last checkpoint.", file=sys.stderr)
+    print("rl4dlm: interrupted; `--resume` goes on from the last checkpoint.", file=sys.stderr)
     return _INTERRUPTED
 
 

@@ -2,7 +2,7 @@
 
 `UserError` and its children say that something the user gave is wrong: the command line prints the message
 alone and exits with status 2. `RunError` and its children say that a run failed: exit status 1, the traceback
-goes to the run's log. A message states what was wrong with the value, where (file, key, row) and how to fix
+goes to the run's log. A message states what was wrong with the value, where (file, key, row) and how to mend
 it.
 """
 
@@ -35,10 +35,6 @@ class ModelError(UserError):
     """A model folder, its configuration, its tensors or its tokenizer are wrong."""
 
 
-class ModelWarning(UserWarning):
-    """A model folder leaves something unsaid, or says what rl4dlm does not know; it can be used."""
-
-
 class PluginError(UserError):
     """A plug-in (a reward function, a method) cannot be found, imported or called."""
 
@@ -56,11 +52,11 @@ class RunError(Rl4dlmError):
 
 
 class RolloutError(RunError):
-    """Sampling failed beyond what restarting a worker can repair."""
+    """Sampling failed beyond what restarting a worker can mend."""
 
 
 class RewardError(RunError):
-    """Too many rewards failed for the run to continue."""
+    """Too many rewards failed for the run to go on."""
 
 
 class SyncError(RunError):

@@ -65,7 +65,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Events:
-    """What each step did to the canvas, for samplers that remask tokens; packed by step.
+    """What each step did to the canvas, for samplers that take tokens back; packed by step.
 
     Step s has the entries `ptr[s]:ptr[s + 1]`; the fillers written after the last step follow as one more.
     """
@@ -103,7 +103,7 @@ class PolicyActions:
 
 @dataclass(frozen=True)
 class Trace:
-    """The order in which a canvas was filled, enough to replay every state.
+    """The order in which a canvas was filled (specs: trajectory record), enough to replay every state.
 
     Arrays of length `completion` (the canvas) unless said otherwise; positions count from the canvas's start.
     """
@@ -127,7 +127,7 @@ class Trace:
     predictions: Predictions | None = None
     """Only where the sampler was asked to record them."""
     events: Events | None = None
-    """Only where the sampler may remask tokens: without them every step only reveals."""
+    """Only where the sampler may take tokens back: without them every step only reveals."""
     actions: PolicyActions | None = None
     """Only where an unmasking policy decided."""
 
@@ -188,14 +188,8 @@ class Scores:
     """bool `[batch]`: some function failed on this sample."""
     messages: tuple[str, ...] = ()
     """The first distinct failure messages, for the log."""
-    warnings: Mapping[str, str] = field(default_factory=dict)
-    """What the user should be told once in a run though no sample was lost, by a name of the matter."""
     logged: Mapping[str, float] = field(default_factory=dict)
     """Scalars that reward functions logged through TRL's `log_metric`, averaged."""
-    extra: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """By column what they logged of each sample through TRL's `log_extra`; None where they logged nothing."""
-    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """By function the lowest and highest value that it can return, of those that declare them."""
     kinds: Mapping[int, str] = field(default_factory=dict)
     """By index in the batch the kind of failure, of the first function that failed there."""
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
+from rl4dlm.learner.engine import PlainEngine
 from rl4dlm.learner.update import RankUpdate
-from rl4dlm.loops.local import PlainEngine
 from rl4dlm.recipe.algorithms import (
     AGRPOConfig,
     AlgorithmConfig,

@@ -4,10 +4,10 @@
     python scripts/compare_methods.py --methods gdpo/tiny_sort tracerl/tiny_sort --seeds 0 --updates 20
     python scripts/compare_methods.py --output runs/compare --docs docs/comparison    also for the docs
 
-Each method runs its own recipe for the same tiny task in one process on one thread, by `rl4dlm.loops.local`:
-sampler, loss, passes and learning rate are the recipe's; model, warm start, prompts, completions per prompt
-and number of updates are the same for all. The warm start is trained once. Results are JSON lines, one file
-per method and seed; what is complete is not run again. The end: a Markdown table and an SVG picture.
+Each method runs its own recipe for the same tiny task in one process on one thread, by `cluster.backend:
+local`: sampler, loss, passes and learning rate are the recipe's; model, warm start, prompts, completions per
+prompt and number of updates are the same for all. The warm start is trained once. Results are JSON lines, one
+file per method and seed; what is complete is not run again. The end: a Markdown table and an SVG picture.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -70,40 +71,45 @@ def overrides(seed: int, updates: int, num_prompts: int) -> list[str]:
     ]
 
 
+LOCAL = (
+    *("cluster.backend=local", "cluster.num_trainers=1", "cluster.num_rollout_workers=1"),
+    *("trainer.zero_stage=0", "tracking.wandb=disabled", "tracking.console=plain"),
+    "tracking.rollouts_every=0",
+)
+"""The whole run in one process, without Ray and DeepSpeed."""
+
+
 def make_warm_start(folder: Path, steps: int) -> None:
     """The common start: the quick start's model after its warm start of seed 0, as a model folder."""
-    from rl4dlm.loops.local import warm_started
-    from rl4dlm.models import save
+    from rl4dlm.loops.train import train
     from rl4dlm.recipe import load_recipe
-    from rl4dlm.run.preflight import preflight
 
-    recipe = load_recipe("quickstart", [f"warm_start.steps={steps}"])
-    loaded = warm_started(recipe, preflight(recipe))
-    save(loaded, folder, loaded.tokenizer)
+    short = ["trainer.max_steps=1", "trainer.warmup_steps=0", "eval.num_prompts=1", "eval.num_samples=1"]
+    place = [f"run.output_dir={folder.parent}", "run.name=warm_start_run", f"warm_start.steps={steps}"]
+    made = train(load_recipe("quickstart", [*LOCAL, *short, *place]))
+    made.warm_start.rename(folder)
+    shutil.rmtree(made.root)
 
 
 def run(job: Job) -> None:
-    """Train and evaluate; one JSON line at the start, after every `EVALUATE_EVERY` updates and at the end."""
-    import torch
-
-    from rl4dlm.loops.local import PlainRun
+    """Train with `cluster.backend: local`; one JSON line at the start, after every `EVALUATE_EVERY` updates
+    and at the end."""
+    from rl4dlm.loops.train import train
     from rl4dlm.recipe import load_recipe
-    from rl4dlm.reward.pool import RewardPool
-    from rl4dlm.run.preflight import preflight
+    from rl4dlm.tracking import RunHistory
 
-    torch.set_num_threads(1)
+    file = Path(job.file)
     start = ["model.init=null", "warm_start=null", f"model.path={job.warm_start}"]
-    recipe = load_recipe(job.recipe, [*overrides(job.seed, job.updates, job.num_prompts), *start])
+    rhythm = [f"eval.steps={EVALUATE_EVERY}", f"trainer.save_steps={job.updates}"]
+    place = [f"run.output_dir={file.parent / 'runs'}", f"run.name={file.stem}"]
+    chosen = overrides(job.seed, job.updates, job.num_prompts)
+    recipe = load_recipe(job.recipe, [*LOCAL, *chosen, *start, *rhythm, *place])
+    shutil.rmtree(file.parent / "runs" / file.stem, ignore_errors=True)  # of a comparison that was cut short
+    history = RunHistory.load(train(recipe).root)
     lines = []
-    with RewardPool(recipe.reward) as pool:
-        plain = PlainRun(recipe, preflight(recipe), job.warm_start, pool)
-        spent = 0.0
-        lines.append({"update": 0, "seconds": 0.0, "accuracy": plain.evaluate()})
-        for update in range(1, job.updates + 1):
-            metrics = plain.step(update)
-            spent += metrics["step_time"]
-            if update % EVALUATE_EVERY == 0 or update == job.updates:
-                lines.append({"update": update, "seconds": spent, "accuracy": plain.evaluate()})
+    for row in history.evaluations:
+        spent = sum(update["step_time"] for update in history.metrics if update["update"] <= row["update"])
+        lines.append({"update": row["update"], "seconds": spent, "accuracy": row["eval/greedy_accuracy"]})
     partial = Path(job.file + ".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     partial.replace(job.file)

@@ -1,8 +1,9 @@
-"""Evaluate a model on held-out prompts, on Ray workers."""
+"""Evaluate a model on held-out prompts, where the recipe works."""
 
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from rl4dlm.errors import RecipeError
-from rl4dlm.loops.evaluate import Evaluation, evaluate, rollout_workers
+from rl4dlm.loops.evaluate import evaluate
+from rl4dlm.loops.session import sampling
 from rl4dlm.recipe import Recipe
 from rl4dlm.run.folder import storage
 from rl4dlm.run.preflight import Preflight, preflight
+from rl4dlm.tracking import Evaluation
 from rl4dlm.tracking.environment import describe_environment
-from rl4dlm.tracking.names import format_measured, headline_names
-from rl4dlm.tracking.samples import visible
 
 
 def evaluate_model(recipe: Recipe, output: Path | None, console: Console | None = None) -> Evaluation:
-    """Evaluate the recipe's model on its held-out prompts, on Ray workers, with the recipe's sampler.
+    """Evaluate the recipe's model on its held-out prompts, with the recipe's sampler.
 
     Args:
         output: JSON with scores, decode settings, environment and every completion; None: only the table.
@@ -36,12 +37,10 @@ def evaluate_model(recipe: Recipe, output: Path | None, console: Console | None 
         out.print(note, markup=False, highlight=False)
     evaluation = _evaluate_on_workers(recipe, checks, out)
     table = Table(title="Evaluation", title_justify="left", show_header=False)
-    for name in headline_names(evaluation.metrics):
-        table.add_row(name, format_measured(name, evaluation.metrics))
+    for name, value in evaluation.metrics.items():
+        table.add_row(name, f"{value:.4g}")
     table.add_row("decode", json.dumps(evaluation.decode["greedy"]))
     out.print(table)
-    for warning in evaluation.warnings.values():
-        out.print(f"warning: {visible(warning, lines=True)}", style="yellow", markup=False, highlight=False)
     if output is not None:
         with storage(f"{output} could not be written"):
             output.write_text(
@@ -55,7 +54,6 @@ def _evaluate_on_workers(recipe: Recipe, checks: Preflight, out: Console) -> Eva
     import tempfile
 
     from rl4dlm.models import save
-    from rl4dlm.workers.reward_worker import RewardWorkers
 
     def say(text: str) -> None:
         out.print(text, markup=False, highlight=False)
@@ -65,15 +63,12 @@ def _evaluate_on_workers(recipe: Recipe, checks: Preflight, out: Console) -> Eva
         if path is None:
             model = checks.make_model()
             path = str(save(model, Path(scratch) / "model", model.tokenizer))
-        with rollout_workers(recipe, path, say) as (rollouts, placement):
-            rewards = RewardWorkers(
-                recipe.reward, placement.rewards, say, start_timeout_s=recipe.cluster.start_timeout_s
-            )
-            try:
-                prompts = checks.prompts.eval_prompts(recipe.eval.num_prompts)
-                return evaluate(rollouts, rewards, prompts, recipe, version=0, update=0)
-            finally:
-                rewards.close()
+        with (
+            sampling(recipe, path, say) as (sampler, workers),
+            closing(workers.scorer(recipe.reward)) as scorer,
+        ):
+            prompts = checks.prompts.eval_prompts(recipe.eval.num_prompts)
+            return evaluate(sampler.generate, scorer, prompts, recipe, version=0, update=0)
 
 
 def _evaluation_record(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""`rl4dlm eval --tasks`: several named tasks in one go, on Ray workers, resumable, a table at the end."""
+"""`rl4dlm eval --tasks`: several named tasks in one go, resumable, a table at the end."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,9 +31,10 @@ from rl4dlm.benchmarks.results import (
     markdown,
     read_results,
 )
+from rl4dlm.benchmarks.task_run import GREEDY, SAMPLED, TaskRun, run_task, task_result
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import CheckpointError, RecipeError
-from rl4dlm.loops.evaluate import GREEDY, SAMPLED, TaskRun, rollout_workers, run_task, task_result
+from rl4dlm.loops.session import sampling
 from rl4dlm.models import encode, inspect, load_tokenizer, options_of
 from rl4dlm.models.folders import find_folder
 from rl4dlm.recipe import Recipe, load_recipe
@@ -43,7 +44,6 @@ from rl4dlm.rollout import check_sampler
 from rl4dlm.run.preflight import check_devices, check_graphs
 from rl4dlm.tracking.environment import describe_environment
 from rl4dlm.tracking.files import replace_file
-from rl4dlm.workers.reward_worker import RewardWorkers
 
 Say = Callable[[str], None]
 
@@ -234,21 +234,15 @@ def _finished(job: _Job, say: Say) -> bool:
 
 
 def _run_jobs(jobs: Sequence[_Job], request: SuiteRequest, recipe: Recipe, out: Console, say: Say) -> None:
-    """Sample, score and write, task after task, with one set of rollout workers."""
+    """Sample, score and write, task after task, with one set of workers."""
     batch = recipe.rollout.slots * recipe.cluster.num_rollout_workers
-    with rollout_workers(recipe, str(recipe.model.path), say) as (rollouts, placement):
+    with sampling(recipe, str(recipe.model.path), say) as (sampler, workers):
         for job in jobs:
             say(f"{job.run.task}: {job.run.num_missing(job.folder.rows)} completions to sample")
-            rewards = RewardWorkers(
-                job.reward, placement.rewards, say, start_timeout_s=recipe.cluster.start_timeout_s
-            )
-            try:
-                with _progress(out, job) as show:
-                    for rows in run_task(job.run, rollouts, rewards, job.folder.rows, batch):
-                        job.folder.add(rows)
-                        show(len(rows))
-            finally:
-                rewards.close()
+            with closing(workers.scorer(job.reward)) as scorer, _progress(out, job) as show:
+                for rows in run_task(job.run, sampler.generate, scorer, job.folder.rows, batch):
+                    job.folder.add(rows)
+                    show(len(rows))
             result = task_result(job.run, job.folder.rows)
             if result["num_failed"]:
                 say(f"warning: {job.run.task}: {result['num_failed']} rewards failed and count as wrong")

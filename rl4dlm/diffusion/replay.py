@@ -1,6 +1,6 @@
 """Replay of a recorded trajectory: every state the sampler saw, and what it did there.
 
-The one place that knows how a trace is read, so sampler, trainer and player agree.
+The one place that knows how a trace is read, so sampler, trainer and player agree (specs: decoding 3.3).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Commits(NamedTuple):
     position: np.ndarray
     """int64 `[tokens]`."""
     token: np.ndarray
-    """int32 `[tokens]`; with a sampler that remasks it need not be the final one."""
+    """int32 `[tokens]`; with a sampler that takes tokens back it need not be the final one."""
     logp: np.ndarray
     """float32 `[tokens]`, nats, as recorded."""
 

@@ -7,7 +7,7 @@ import math
 from rl4dlm.recipe.sections import TrainerConfig, WarmStartConfig
 
 
-def shape(kind: str, step: int, warmup: int, total: int) -> float:
+def schedule_factor(kind: str, step: int, warmup: int, total: int) -> float:
     """Factor on the peak rate at `step` (from 0): linear warm-up, then constant, linear or cosine to 0 at
     `total`."""
     if step < warmup:
@@ -22,11 +22,13 @@ def shape(kind: str, step: int, warmup: int, total: int) -> float:
 
 def learning_rate(trainer: TrainerConfig, update: int) -> float:
     """The policy's rate in update 1, 2, ..."""
-    return trainer.learning_rate * shape(
+    return trainer.learning_rate * schedule_factor(
         trainer.lr_scheduler_type, update - 1, trainer.warmup_steps, trainer.max_steps
     )
 
 
 def warm_start_rate(warm_start: WarmStartConfig, step: int) -> float:
     """The warm start's rate at step 0, 1, ...: a tenth of it rises, the rest is a cosine to 0."""
-    return warm_start.learning_rate * shape("cosine", step, warm_start.steps // 10, warm_start.steps)
+    return warm_start.learning_rate * schedule_factor(
+        "cosine", step, warm_start.steps // 10, warm_start.steps
+    )

@@ -1,18 +1,15 @@
-"""One rank's share of supervised fine-tuning: an optimizer step, and the held-out likelihood.
-
-It needs an engine with DeepSpeed's `backward`, `step`, `train`, `eval` and `get_global_grad_norm`, and
-nothing else of DeepSpeed or Ray.
-"""
+"""One rank's share of supervised fine-tuning: an optimizer step, and the held-out likelihood."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from rl4dlm.learner.engine import Engine
+from rl4dlm.learner.passes import in_step
 from rl4dlm.loss.reduce import merge_metrics
 from rl4dlm.trainers.base import Metrics
 from rl4dlm.trainers.sft import SFTBatch, padding_tokens, row_nll, sft_loss, sft_micro_batches, shares
@@ -24,7 +21,7 @@ class RankSFT:
     """One rank's part. Results are sums over its rows, divided by global counts: adding them over ranks gives
     the value."""
 
-    engine: Any
+    engine: Engine
     denoiser: Denoiser
     rank: int
     world_size: int
@@ -57,13 +54,8 @@ class RankSFT:
         return nll
 
     def _passes(self, batch: SFTBatch) -> Iterator[tuple[list[int], bool]]:
-        """This rank's micro-batches, filled up so that every rank runs as many: a collective never waits
-        alone. A filler is the shortest row of the batch, and counts nothing."""
-        plans = self._plans(batch)
-        yield from ((rows, True) for rows in plans[self.rank])
-        shortest = min(range(len(batch)), key=batch.tokens)
-        for _ in range(max(map(len, plans)) - len(plans[self.rank])):
-            yield [shortest], False
+        """This rank's micro-batches; a filler is the shortest row of the batch."""
+        return in_step(self._plans(batch), self.rank, lambda: [min(range(len(batch)), key=batch.tokens)])
 
     def _plans(self, batch: SFTBatch) -> list[list[list[int]]]:
         """The micro-batches of every rank: cheap, and computed alike on all of them."""

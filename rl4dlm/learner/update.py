@@ -1,23 +1,19 @@
-"""The inner update loop (specs: rl-algorithms 1.10): cached estimates, micro-batches, optimizer steps of one
-rank.
-
-It needs an engine with DeepSpeed's `backward`, `step`, `train`, `eval` and `get_global_grad_norm`, and
-nothing else of DeepSpeed or Ray.
-"""
+"""The inner update loop of one rank: cached estimates, micro-batches, optimizer steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rl4dlm.errors import UpdateError
+from rl4dlm.learner.engine import Engine
+from rl4dlm.learner.passes import in_step
 from rl4dlm.loss.importance import truncated_weights
 from rl4dlm.loss.reduce import merge_metrics
 from rl4dlm.trainers.base import Metrics, MicroBatch, Trainer
@@ -36,7 +32,7 @@ class RankUpdate:
     over this rank's rows, divided by global counts: adding them over ranks gives the value.
     """
 
-    engine: Any
+    engine: Engine
     denoiser: Denoiser
     trainer: Trainer
     rank: int
@@ -92,8 +88,7 @@ class RankUpdate:
     ) -> Metrics:
         """One optimizer step on `rows` of all ranks."""
         plans = self._plans(batch, rows, inner, self.trainer)
-        num_passes = max(len(plan) for plan in plans)
-        if num_passes == 0:
+        if not any(plans):
             return {}
         size = self.trainer.step_size(batch, rows)
         current: Estimates | None = None
@@ -101,7 +96,7 @@ class RankUpdate:
             current = self._estimate(self.denoiser, batch, rows, inner)
         self.engine.train()
         parts: list[Metrics] = []
-        for micro, real in self._in_step(plans, num_passes):
+        for micro, real in self._in_step(plans):
             loss, part = self.trainer.loss(
                 self.denoiser,
                 batch,
@@ -136,7 +131,7 @@ class RankUpdate:
         totals: Estimates = {}
         self.engine.eval()
         with torch.no_grad():
-            for micro, real in self._in_step(plans, max(len(plan) for plan in plans)):
+            for micro, real in self._in_step(plans):
                 values = trainer.estimate(model, batch, micro, inner)
                 for row, value in zip(micro.rows, values, strict=True) if real else ():
                     totals[row] = totals[row] + value if row in totals else value
@@ -155,20 +150,14 @@ class RankUpdate:
         ]
         return [trainer.micro_batches(batch, share, self.token_budget, inner) for share in shares]
 
-    def _in_step(
-        self, plans: Sequence[Sequence[MicroBatch]], num_passes: int
-    ) -> Sequence[tuple[MicroBatch, bool]]:
-        """This rank's micro-batches, filled up so that all ranks run as many passes: a collective never waits
-        alone.
+    def _in_step(self, plans: Sequence[Sequence[MicroBatch]]) -> Iterator[tuple[MicroBatch, bool]]:
+        """This rank's micro-batches; a filler is the smallest one's first row."""
 
-        A filler is the smallest micro-batch of any rank's first row, and counts nothing.
-        """
-        mine = [(micro, True) for micro in plans[self.rank]]
-        if len(mine) < num_passes:
+        def filler() -> MicroBatch:
             smallest = min((m for plan in plans for m in plan), key=lambda m: len(m.rows) * len(m.states))
-            filler = MicroBatch(smallest.rows[:1], smallest.states, True)
-            mine += [(filler, False)] * (num_passes - len(mine))
-        return mine
+            return MicroBatch(smallest.rows[:1], smallest.states, True)
+
+        return in_step(plans, self.rank, filler)
 
     def _refuse_non_finite(self, loss: Tensor, batch: TrainBatch, micro: MicroBatch) -> None:
         if not torch.isfinite(loss):

@@ -5,37 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
-
+from rl4dlm.data import PromptSource
 from rl4dlm.decoding import SamplerSpec
-from rl4dlm.errors import CheckpointError, DataError, RolloutError
+from rl4dlm.errors import RolloutError
 from rl4dlm.recipe import Recipe
-from rl4dlm.reward.scores import num_not_applicable
-from rl4dlm.rollout import Request, from_table, mix_block_lengths, to_table, write_parquet
+from rl4dlm.rollout import Generate, Request, mix_block_lengths
 from rl4dlm.rollout.groups import group_rollouts, make_requests
+from rl4dlm.run.folder import Checkpoint, CheckpointParts
+from rl4dlm.run.rollout_files import Drawn, load_drawn, save_drawn
 from rl4dlm.trainers.base import Trainer
-from rl4dlm.types import Prompt, Rollout, RolloutGroup, Scores, flatten
-
-Generate = Callable[[Sequence[Request], SamplerSpec, int], list[Rollout]]
-"""Samples requests, in their order, with the weights of a version."""
+from rl4dlm.types import Prompt, flatten
 
 STALENESS = {"sync": 0, "one_step_off": 1}
 """By `cluster.schedule`: how many updates older than the weights that learn from it a rollout may be."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The rollouts of an update."""
-
-    groups: list[RolloutGroup]
-    version: int
-    """The update whose weights drew them."""
-    seconds: float
-    """Wall time of sampling; 0 for rollouts that were read from a checkpoint."""
 
 
 def requests_of(
@@ -49,22 +34,6 @@ def requests_of(
     spec = replace(SamplerSpec.from_config(rollout), record_predictions=record)
     enlarged = recipe.algorithm.rollout_block_length(update)
     return requests, spec if enlarged is None else replace(spec, block_length=enlarged)
-
-
-def draw(
-    recipe: Recipe,
-    trainer: Trainer,
-    prompts: Sequence[Prompt],
-    generate: Generate,
-    *,
-    update: int,
-    version: int,
-) -> Drawn:
-    """Sample the rollouts of an update with the weights of a version."""
-    began = time.monotonic()
-    requests, spec = requests_of(recipe, trainer, prompts, update)
-    groups = group_rollouts(prompts, generate(requests, spec, version))
-    return Drawn(groups, version, time.monotonic() - began)
 
 
 def require_fresh(drawn: Drawn, version: int, schedule: str) -> None:
@@ -134,65 +103,67 @@ class Ahead:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
-def save_drawn(drawn: Drawn, update: int, path: Path) -> None:
-    """Keep the rollouts of an update with the checkpoint before it.
+class UpdateRollouts:
+    """The rollouts of a run's updates: drawn when they are wanted, or under `cluster.schedule: one_step_off`
+    while the update before runs."""
 
-    Raises:
-        StorageError: the disk refused.
-    """
-    write_parquet(to_table(drawn.groups, None, update=update), path)
+    def __init__(self, recipe: Recipe, trainer: Trainer, prompts: PromptSource) -> None:
+        self.prompts = prompts
+        """Training prompts; fewer than the data's where they are filtered."""
+        self._recipe, self._trainer = recipe, trainer
+        self._generate: Generate | None = None
+        self._ahead = Ahead(self._draw) if STALENESS[recipe.cluster.schedule] else None
 
+    def sample_with(self, generate: Generate) -> None:
+        """Who samples from now on."""
+        self._generate = generate
 
-def load_drawn(path: Path, prompts: Sequence[Prompt]) -> Drawn:
-    """The rollouts that `save_drawn` wrote, for the prompts that they were drawn for.
+    def prompts_of(self, update: int) -> list[Prompt]:
+        """The prompts of an update."""
+        return self.prompts.batch(update - 1, self._recipe.rollout.prompts_per_update)
 
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    try:
-        rollouts = flatten(from_table(pq.read_table(path))[0])
-    except (OSError, ValueError, DataError) as error:  # Arrow's errors are ValueErrors
-        raise CheckpointError(
-            f"{path}: cannot be read: {str(error).splitlines()[0]}\n"
-            "Fix: delete the file, then the next rollouts are drawn by the checkpoint's weights; or go on "
-            "from an earlier checkpoint with --resume step=N."
-        ) from error
-    return Drawn(group_rollouts(prompts, rollouts), rollouts[0].policy_version, 0.0)
+    def take(self, update: int, version: int) -> Drawn:
+        """The rollouts of an update; those of the next one are begun where the schedule says so.
 
+        Args:
+            version: of the weights at hand.
+        """
+        drawn = None if self._ahead is None else self._ahead.take(update)
+        if drawn is None:
+            drawn = self._draw(update, version)
+        if self._ahead is not None and update < self._recipe.trainer.max_steps:
+            self._ahead.start(update + 1, version)
+        require_fresh(drawn, version, self._recipe.cluster.schedule)
+        return drawn
 
-def rollout_metrics(
-    groups: list[RolloutGroup], scores: Scores, correct: np.ndarray | None, rollout_s: float
-) -> dict[str, float]:
-    """What the rollouts of one update say about the policy and the sampler.
+    def _draw(self, update: int, version: int) -> Drawn:
+        assert self._generate is not None, "nobody samples yet"
+        began, prompts = time.monotonic(), self.prompts_of(update)
+        requests, spec = requests_of(self._recipe, self._trainer, prompts, update)
+        groups = group_rollouts(prompts, self._generate(requests, spec, version))
+        return Drawn(groups, version, time.monotonic() - began)
 
-    Args:
-        groups: what was drawn.
-        scores: their rewards.
-        correct: bool `[batch]`; None where correctness is not defined.
-        rollout_s: seconds that drawing them took; 0: not known.
-    """
-    rollouts: list[Rollout] = flatten(groups)
-    lengths = np.array([rollout.completion_len for rollout in rollouts])
-    canvas = np.array([len(rollout.completion_ids) for rollout in rollouts])
-    forwards = np.array([rollout.num_forwards for rollout in rollouts])
-    ended = np.array([rollout.completion_len < len(rollout.completion_ids) for rollout in rollouts])
-    metrics = {
-        "completions/mean_length": float(lengths.mean()),
-        "completions/min_length": float(lengths.min()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": float(1 - ended.mean()),
-        "diffusion/nfe_per_sample": float(forwards.mean()),
-        "diffusion/tokens_per_forward": float(lengths.sum() / forwards.sum()),
-        "reward/errors": float(sum(scores.errors.values())),
-        "reward/not_applicable": float(num_not_applicable(scores)),
-    }
-    if correct is not None:
-        metrics["accuracy"] = float(correct.mean())
-    if rollout_s > 0:
-        metrics["rollout/tokens_per_s"] = float(canvas.sum() / rollout_s)
-    for name, values in scores.components.items():
-        known = values[np.isfinite(values)]
-        if len(known):
-            metrics[f"rewards/{name}/mean"] = float(known.mean())
-            metrics[f"rewards/{name}/std"] = float(known.std())
-    return metrics | {f"rewards/{name}": value for name, value in scores.logged.items()}
+    def wait(self) -> None:
+        """Return when nobody samples: the weights may then be replaced."""
+        if self._ahead is not None:
+            self._ahead.wait()
+
+    def resume(self, checkpoint: Checkpoint | None) -> None:
+        """Take up what was drawn ahead when a checkpoint was saved; anything else under way is forgotten."""
+        if self._ahead is None:
+            return
+        self._ahead.drop()
+        if checkpoint is not None and checkpoint.parts.rollouts.exists():
+            update = checkpoint.update + 1
+            self._ahead.put(update, load_drawn(checkpoint.parts.rollouts, self.prompts_of(update)))
+
+    def save(self, update: int, folder: Path) -> None:
+        """Keep with the checkpoint of an update what is drawn ahead for the next."""
+        drawn = None if self._ahead is None else self._ahead.wait()
+        if drawn is not None:
+            save_drawn(drawn, update + 1, CheckpointParts(folder).rollouts)
+
+    def close(self) -> None:
+        """End the thread; who samples must have ended or been killed."""
+        if self._ahead is not None:
+            self._ahead.close()

@@ -87,12 +87,8 @@ class ModelConfig(Config):
     Qwen2, Qwen3 or Llama checkpoint as a diffusion model (to be trained as one first)."""
 
     block_length: int | None = Field(None, gt=0)
-    """Tokens of a block, for families that attend in blocks: with `init`, where an autoregressive checkpoint
-    is converted (`a2d`; None: full attention), and where a folder's config.json does not say it."""
-
-    mask_token: str | None = None
-    """The token that stands for a hidden position, or its id in digits, for a folder where neither
-    config.json nor the tokenizer says it."""
+    """Tokens of a block, for families that attend in blocks: with `init`, and where an autoregressive
+    checkpoint is converted (`a2d`; None: full attention). Any other folder says it itself."""
 
     path: PathText | None = None
     """Local folder in Hugging Face layout (safetensors), or a hub name. Exactly one of `path` and `init`."""
@@ -402,25 +398,21 @@ class RewardConfig(Config):
     """Weight of each function in the sum; None: 1 for each."""
 
     timeout_s: float = Field(5.0, gt=0)
-    """Deadline per function and call of up to 16 samples, seconds, then per sample of a call that failed; the
-    process is killed when it passes."""
-
-    groups_per_call: int | None = Field(None, gt=0)
-    """Groups (a prompt's completions) that a function is called with at once; None: as many as come to 16
-    completions, at least one. A function that compares prompts asks for the whole batch (`WHOLE_BATCH`)."""
+    """Deadline per sample and function, seconds; the process is killed when it passes."""
 
     num_processes: int = Field(1, gt=0)
-    """Killable processes that score, per reward worker. Rewards do not depend on it."""
+    """Killable processes that score, per reward worker."""
 
     max_error_rate: float = Field(0.2, ge=0, le=1)
     """Share of samples of one update whose reward may fail; above it the run stops with the cause."""
 
     correct_threshold: float = 1.0
-    """A sample whose deciding value reaches this is correct, in accuracy and pass@k."""
+    """A sample whose total reward reaches this counts as correct in accuracy and pass@k, unless `accuracy`
+    names a function."""
 
     accuracy: str | None = None
-    """Name of the reward function whose value decides correctness (>= `correct_threshold`); None: the total,
-    where the functions declare a `RANGE` by which it lies in [0, 1]. Else the mean reward is reported."""
+    """Name of the reward function whose value decides correctness (>= `correct_threshold`); None: the
+    total."""
 
 
 class LoraSettings(Config):
@@ -497,6 +489,11 @@ class TrainerConfig(Config):
 
 class ClusterConfig(Config):
     """Who runs where."""
+
+    backend: Literal["ray", "local"] = "ray"
+    """`ray`: trainer ranks (DeepSpeed), samplers and reward workers are Ray actors. `local`: everything in
+    this process on the CPU or one GPU, without Ray and DeepSpeed, for a debugger, a notebook, a single GPU;
+    it takes one worker of each kind and trainer.zero_stage = 0."""
 
     address: str | None = None
     """Ray cluster to join (`auto`, `ray://host:10001`, `host:6379`); None: start a local one that ends with

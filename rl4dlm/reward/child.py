@@ -21,7 +21,7 @@ from typing import Any
 from rl4dlm.errors import PluginError
 from rl4dlm.reward.calling import LoadedReward, WrongLength, explain
 from rl4dlm.reward.channel import read_message, write_message
-from rl4dlm.reward.loading import import_plugin, load_function, needed_seconds, prepare, traits_of
+from rl4dlm.reward.loading import import_plugin, load_function, needed_seconds, prepare
 
 _PR_SET_PDEATHSIG = 1
 
@@ -59,7 +59,6 @@ class Server:
             "score": self._score,
             "examples": self._examples,
             "gold": self._gold,
-            "needs_s": self._needs_s,
         }
 
     def serve(self, read_fd: int, write_fd: int) -> None:
@@ -95,29 +94,16 @@ class Server:
         prepare(resolved, kwargs)
         code = getattr(loaded.function, "__code__", None)
         self._files[key] = code.co_filename if code is not None else resolved.location
-        alone_s = needed_seconds(resolved, kwargs, 1)
-        traits = traits_of(resolved, loaded.function)
         return {
             "style": loaded.style,
-            "needs": loaded.needs,
+            "needs_trajectory": loaded.needs_trajectory,
             "reads_answer": loaded.style == "trl" and "answer" in loaded.parameters,
-            "keeps_deadlines": alone_s > 0,
-            "whole_batch": traits.whole_batch,
-            "bounds": traits.bounds,
+            "needs_s": needed_seconds(resolved, kwargs),
         }
 
     def _score(self, key: int, call: Any) -> dict[str, Any]:
-        answer = self._loaded[key](call)
-        extra = {column: [_plain(value) for value in values] for column, values in answer.extra.items()}
-        return {
-            "values": answer.values,
-            "metrics": answer.metrics,
-            "extra": extra,
-            "misfits": answer.misfits,
-        }
-
-    def _needs_s(self, key: int, resolved: Any, kwargs: dict[str, Any], count: int) -> dict[str, Any]:
-        return {"seconds": needed_seconds(resolved, kwargs, count)}
+        values, metrics = self._loaded[key](call)
+        return {"values": values, "metrics": metrics}
 
     def _examples(self, key: int, resolved: Any) -> dict[str, Any]:
         examples = getattr(import_plugin(resolved), "EXAMPLES", [])
@@ -134,10 +120,3 @@ class Server:
             given = [columns.get(name) for name in names]
             text = next((value for value in given if value is not None), None)
         return {"declared": declared is not None, "text": None if text is None else str(text)}
-
-
-def _plain(value: Any) -> Any:
-    """A logged value as JSON can hold it: what is no number, text or flag becomes the text that shows it."""
-    if hasattr(value, "item") and getattr(value, "size", 1) == 1:  # a number of numpy or torch
-        value = value.item()
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

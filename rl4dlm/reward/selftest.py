@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rl4dlm.errors import PluginError
-from rl4dlm.reward.batch import Completion, call_of
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import RewardEntry
 from rl4dlm.reward.gold import FULL_MARKS, LAYOUTS, gold_completion
@@ -21,13 +20,8 @@ from rl4dlm.reward.loading import resolve
 from rl4dlm.reward.runner import Attempt, Runner
 
 MAX_EXAMPLES = 32
-PROMPT_COLUMNS = ("prompt", "question", "problem", "text")
+_PROMPTS = ("prompt", "question", "problem", "text")
 """Columns in which data sets keep the prompt."""
-
-_SHAPES = {
-    "completion_ids": "[...], the token ids up to and including the first stop id",
-    "trajectory": '{"completion_ids": [...], "step_map": [...], "num_steps": ...}',
-}
 
 HOSTILE: Mapping[str, str] = {
     "empty": "",
@@ -59,8 +53,6 @@ class Check:
     passed: bool | None
     """None: could not be tried, `detail` says why."""
     detail: str
-    seconds: float | None = None
-    """What the call took."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,6 @@ class _Example:
     completion: str | None
     columns: Mapping[str, Any]
     trajectory: Mapping[str, Any] | None = None
-    completion_ids: Sequence[int] | None = None
     declared: bool = False
     """The completion is what `GOLD` says, which earns at least 1 (elsewhere the best gold answer is full)."""
 
@@ -121,12 +112,12 @@ def selftest(
     try:
         facts = runner.load(0)
         examples = _examples(runner.examples(0) if rows is None else rows, path, runner, timeout_s)
-        for name in facts["needs"]:
-            if any(getattr(example, name) is None for example in examples):
-                raise PluginError(
-                    f"{path}: it needs {name}, which an example has not.\nFix: give each of EXAMPLES a "
-                    f'"{name}": {_SHAPES[name]}.'
-                )
+        if facts["needs_trajectory"] and not all(example.trajectory for example in examples):
+            raise PluginError(
+                f"{path}: it needs the record of a rollout, and an example has none.\n"
+                'Fix: give each of EXAMPLES a "trajectory": {"completion_ids": [...], "step_map": [...], '
+                '"num_steps": ...}.'
+            )
         return _Trial(path, runner, examples, timeout_s).report(facts["style"])
     finally:
         runner.process.stop()
@@ -143,9 +134,8 @@ def _examples(
     examples = []
     for row in rows[:MAX_EXAMPLES]:
         columns = dict(row["columns"]) if isinstance(row.get("columns"), Mapping) else dict(row)
-        prompt = next((row[name] for name in PROMPT_COLUMNS if row.get(name) is not None), "")
-        record = row.get("trajectory"), row.get("completion_ids")
-        example = _Example(prompt, row.get("completion"), columns, *record)
+        prompt = next((row[name] for name in _PROMPTS if row.get(name) is not None), "")
+        example = _Example(prompt, row.get("completion"), columns, row.get("trajectory"))
         if "completion" not in row:
             gold = runner.gold(0, columns)
             text = gold_completion(gold, columns)
@@ -164,12 +154,18 @@ def _best_layout(example: _Example, runner: Runner, timeout_s: float) -> _Exampl
 
 
 def _call_of(examples: Sequence[_Example]) -> Call:
-    return call_of(
-        [
-            Completion(one.prompt, one.completion or "", one.columns, one.completion_ids, one.trajectory)
-            for one in examples
-        ]
+    names = dict.fromkeys(name for example in examples for name in example.columns)
+    return Call(
+        prompts=[example.prompt for example in examples],
+        completions=[example.completion or "" for example in examples],
+        columns={name: [example.columns.get(name) for example in examples] for name in names},
+        trajectories=_trajectories(examples),
     )
+
+
+def _trajectories(examples: Sequence[_Example]) -> list[Mapping[str, Any]] | None:
+    given = [example.trajectory for example in examples if example.trajectory is not None]
+    return given if len(given) == len(examples) else None
 
 
 class _Trial:
@@ -245,7 +241,9 @@ class _Trial:
             attempt = self.call([example])
             score = _score(attempt)
             fine = attempt.kind is None and (score is None or score < full)
-            checks.append(Check(f"hostile text: {label}", fine, _shown(attempt), attempt.seconds))
+            checks.append(
+                Check(f"hostile text: {label}", fine, f"{_shown(attempt)}, {attempt.seconds:.3f} s")
+            )
         return checks
 
     def share_full(self, examples: Sequence[_Example], full: float) -> float:

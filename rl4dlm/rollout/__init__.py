@@ -15,12 +15,13 @@ from rl4dlm.rollout.record import (
     to_table,
     write_parquet,
 )
-from rl4dlm.rollout.request import Request, mix_block_lengths
+from rl4dlm.rollout.request import Generate, Request, mix_block_lengths
 from rl4dlm.rollout.sampler_checks import check_sampler, sampler_notes
 
 __all__ = [
     "CACHES",
     "Engine",
+    "Generate",
     "Graphs",
     "Request",
     "StepView",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import DataError
-from rl4dlm.types import DenoiserSpec
+from rl4dlm.types import DenoiserSpec, Rollout
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Request:
         return replace(
             spec, block_length=self.block_length or spec.block_length, steps=self.steps or spec.steps
         )
+
+
+Generate = Callable[[Sequence[Request], SamplerSpec, int], list[Rollout]]
+"""Samples requests, in their order, with the weights of a version."""
 
 
 def mix_block_lengths(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rl4dlm.data import (
+    Example,
     ExampleSource,
     PromptSource,
     Reading,
@@ -41,9 +42,8 @@ from rl4dlm.models import (
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
 from rl4dlm.recipe.advice import sft_warnings_of, warnings_of
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, default_objective
-from rl4dlm.recipe.sections import RewardConfig, RolloutConfig
+from rl4dlm.recipe.sections import RolloutConfig
 from rl4dlm.reward.entries import entries_of
-from rl4dlm.reward.judge import NO_VERDICT, decides
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.rollout import check_sampler, sampler_notes
 from rl4dlm.rollout.external import find_engine
@@ -89,7 +89,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class SFTPreflight(Checks):
-    """What the checks found; `finetune` starts from it."""
+    """What the checks found; `finetune` goes on with it."""
 
     objective: ObjectiveConfig
     examples: ExampleSource
@@ -98,7 +98,7 @@ class SFTPreflight(Checks):
 
 @dataclass(frozen=True)
 class Preflight(Checks):
-    """What the checks found; `train` starts from it."""
+    """What the checks found; `train` goes on with it."""
 
     prompts: PromptSource
     notes: tuple[str, ...]
@@ -106,6 +106,21 @@ class Preflight(Checks):
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def demonstrations(self, recipe: Recipe, indices: range) -> list[Example]:
+        """Demonstrations of the recipe's task, with the canvas of the rollouts; only for a procedural task.
+
+        Raises:
+            DataError: an answer does not fit the canvas, or a prompt the template.
+        """
+        assert recipe.data.task is not None
+        return demonstrations(
+            open_task(recipe.data.task, recipe.run.seed),
+            partial(encode, self.tokenizer),
+            completion_length=recipe.rollout.max_completion_length,
+            indices=indices,
+            render=self.prompts.render,
+        )
 
     def pairs(self, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Pair]:
         """The recorded preferences of some rows; see `preference_pairs`.
@@ -152,13 +167,12 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     )
     first = prompts.batch(0, recipe.rollout.prompts_per_update)
     check_lengths(recipe, model.facts, [len(prompt.token_ids) for prompt in first])
-    check_demonstrations(recipe, model.tokenizer, prompts)
     with RewardPool(recipe.reward) as rewards:
-        rewards.check(first[:2], partial(encode, model.tokenizer))
-        if recipe.data.over_denoising is not None:
-            check_verdicts(recipe.reward, rewards)
+        rewards.check(first[:2])
     notes = (*prompts.notes, *sampler_notes(sampler))
     found = Preflight(model, tuple(warnings_of(recipe)), prompts, notes)
+    if recipe.warm_start is not None:
+        found.demonstrations(recipe, range(recipe.warm_start.batch_size))
     if not recipe.algorithm.samples_rollouts:
         check_pairs(recipe, found.pairs(recipe, first))
     return found
@@ -197,7 +211,7 @@ def preflight_sft(recipe: SFTRecipe, *, devices: bool = True) -> SFTPreflight:
     if recipe.reward is not None:
         check_graphs(recipe.rollout, model.facts)
         with RewardPool(recipe.reward) as rewards:
-            rewards.check(examples.eval_prompts()[:2], partial(encode, model.tokenizer))
+            rewards.check(examples.eval_prompts()[:2])
     return SFTPreflight(
         model,
         tuple(sft_warnings_of(recipe, model.spec.attention)),
@@ -302,16 +316,6 @@ def _weakest_device(recipe: AnyRecipe) -> str:
     return "cuda" if cluster.gpus_per_trainer and cluster.gpus_per_rollout_worker else "cpu"
 
 
-def check_verdicts(config: RewardConfig, rewards: RewardPool) -> None:
-    """The over-denoising filter asks which answers are correct; the recipe must say so.
-
-    Raises:
-        RecipeError: it does not.
-    """
-    if not decides(config, [entry.name for entry in rewards.entries], rewards.bounds()):
-        raise RecipeError(f"data.over_denoising: {NO_VERDICT}")
-
-
 def check_graphs(rollout: RolloutConfig, facts: ModelFacts) -> None:
     """Refuse to record layers whose kernels depend on the tokens.
 
@@ -340,23 +344,6 @@ def check_lengths(recipe: AnyRecipe, facts: ModelFacts, prompt_lengths: list[int
             f"rollout.max_completion_length = {canvas} exceed the model's {facts.max_length} positions.\n"
             f"Fix: lower them to {facts.max_length} together."
         )
-
-
-def check_demonstrations(recipe: Recipe, tokenizer: Any, prompts: PromptSource) -> None:
-    """The warm start's answers must fit the canvas and its prompts the template.
-
-    Raises:
-        DataError: they do not.
-    """
-    if recipe.warm_start is None or recipe.data.task is None:
-        return
-    demonstrations(
-        open_task(recipe.data.task, recipe.run.seed),
-        partial(encode, tokenizer),
-        completion_length=recipe.rollout.max_completion_length,
-        indices=range(recipe.warm_start.batch_size),
-        render=prompts.render,
-    )
 
 
 def check_pairs(recipe: Recipe, pairs: list[Pair]) -> None:

@@ -15,7 +15,7 @@ from rl4dlm.tracking import Tracker
 
 
 class Reporter:
-    """The run's tracker, which a rewind replaces, and its last words: a failure is recorded with its
+    """The run's tracker, which a recovery replaces, and its last words: a failure is recorded with its
     traceback."""
 
     def __init__(self, recipe: AnyRecipe, folder: RunFolder, resume_from: int | None) -> None:
@@ -26,8 +26,8 @@ class Reporter:
         """Tell what is being done or waited for."""
         self.tracker.phase(text)
 
-    def rewind(self, update: int) -> None:
-        """Forget what was logged after `update`: the run continues from there."""
+    def reopen(self, update: int) -> None:
+        """Take the run up from `update` again; what was logged after it stays until `tracker.rewind`."""
         self.tracker.close()
         self.tracker = self._open(update)
 

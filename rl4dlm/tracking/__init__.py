@@ -7,13 +7,14 @@ from rl4dlm.tracking.collapse import Alarm, Sentinel, collapse_message, completi
 from rl4dlm.tracking.history import Curve, RunHistory
 from rl4dlm.tracking.report import rebuild
 from rl4dlm.tracking.samples import SampleRow, shown_samples, visible
-from rl4dlm.tracking.sink import Summary
+from rl4dlm.tracking.sink import Evaluation, Summary
 from rl4dlm.tracking.tracker import Tracker
 from rl4dlm.tracking.watchdogs import NothingToLearn, require_finite
 
 __all__ = [
     "Alarm",
     "Curve",
+    "Evaluation",
     "NothingToLearn",
     "RunHistory",
     "SampleRow",

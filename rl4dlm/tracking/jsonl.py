@@ -25,8 +25,9 @@ from rl4dlm.tracking.sink import Evaluation, Metrics, PhaseStep, Sink, Summary
 class JsonlSink(Sink):
     """Writes `metrics.jsonl`, `evaluations.jsonl`, `samples.jsonl`, `phases.jsonl` and `events.jsonl`.
 
-    On resume, rows of later updates than the checkpoint's are dropped, so that the files of a resumed run are
-    those of an uninterrupted one (times apart); events are kept, since they tell what happened.
+    `rewind` drops the rows of later updates than the checkpoint's, so that the files of a resumed run are
+    those of an uninterrupted one (times apart); events are kept, since they tell what happened. Until then a
+    resume that fails has lost nothing.
     """
 
     def __init__(self, folder: Path, resume_from: int | None, header: Mapping[str, Any]) -> None:
@@ -52,11 +53,12 @@ class JsonlSink(Sink):
         """Updates before the resume whose metrics are not on file: a kill or a disk tore their rows."""
         self._update = resume_from or 0
         self._ended = False
+        self._rewinds_to = resume_from
         if resume_from is None:
             self._refuse_other_run()
             self._event("started", **header)
         else:
-            self._cut_back(resume_from)
+            self._look_back(resume_from)
             self._event("resumed", **header)
 
     def _refuse_other_run(self) -> None:
@@ -67,17 +69,27 @@ class JsonlSink(Sink):
                     "Fix: choose another run.name or run.output_dir, or continue that run with --resume."
                 )
 
-    def _cut_back(self, update: int) -> None:
-        kept = [
-            stream.keep(lambda row: row["update"] <= update) for stream in (self._metrics, self._evaluations)
-        ]
-        self.lost = sorted(set(range(1, update + 1)) - {row["update"] for row in kept[0]})
-        self.evaluated = {row["update"] for row in kept[1]}
-        # Samples are written before their evaluation's row: without it they are half of a lost evaluation.
-        self._samples.keep(lambda row: row["update"] in self.evaluated)
+    def _look_back(self, update: int) -> None:
+        """What is on file up to an update; a torn last line goes, which nobody could read."""
+        metrics, evaluations = (
+            [row for row in stream.keep(lambda row: True) if row["update"] <= update]
+            for stream in (self._metrics, self._evaluations)
+        )
+        self.lost = sorted(set(range(1, update + 1)) - {row["update"] for row in metrics})
+        self.evaluated = {row["update"] for row in evaluations}
         phases = self._phases.keep(lambda row: True)
         self._events.keep(lambda row: True)
-        self.elapsed_s = max((row["time_s"] for row in [*kept[0], *kept[1], *phases]), default=0.0)
+        self.elapsed_s = max((row["time_s"] for row in [*metrics, *evaluations, *phases]), default=0.0)
+
+    def rewind(self) -> None:
+        """Drop the rows of updates after the one that the run resumes from; once, before the next row."""
+        update, self._rewinds_to = self._rewinds_to, None
+        if update is None:
+            return
+        for stream in (self._metrics, self._evaluations):
+            stream.keep(lambda row: row["update"] <= update)
+        # Samples are written before their evaluation's row: without it they are half of a lost evaluation.
+        self._samples.keep(lambda row: row["update"] in self.evaluated)
 
     def _streams(self) -> tuple[JsonLines, ...]:
         return (self._metrics, self._evaluations, self._samples, self._phases, self._events)
@@ -96,10 +108,12 @@ class JsonlSink(Sink):
         self._phases.append(head | _numbers(step.metrics))
 
     def log(self, update: int, metrics: Metrics, time_s: float) -> None:
+        self.rewind()
         self._update = update
         self._metrics.append({"update": update, "time_s": round(time_s, 3)} | _numbers(metrics))
 
     def evaluation(self, evaluation: Evaluation, time_s: float) -> None:
+        self.rewind()
         self._update = evaluation.update
         for sample in evaluation.samples:
             self._samples.append(_sample_row(sample))

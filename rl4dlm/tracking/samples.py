@@ -5,7 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+import numpy as np
+
+from rl4dlm.types import RolloutGroup, Scores
 
 _LINE_CHARACTERS = "\n\t"
 
@@ -31,8 +34,6 @@ class SampleRow:
     prompt_uid: int = 0
     sample: int = 0
     """Index within the prompt's completions, from 0."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """What reward functions logged of it through TRL's `log_extra`."""
 
 
 def shown_samples(rows: Sequence[SampleRow], count: int) -> list[SampleRow]:
@@ -63,3 +64,25 @@ def _is_harmless(char: str, lines: bool) -> bool:
 
 def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
+
+
+def sample_rows(
+    groups: Sequence[RolloutGroup], scores: Scores, correct: np.ndarray, update: int
+) -> list[SampleRow]:
+    """Completions with their rewards, for tables."""
+    rows = []
+    pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
+    for i, (prompt, rollout) in enumerate(pairs):
+        rows.append(
+            SampleRow(
+                update=update,
+                prompt=prompt.text,
+                completion=rollout.text,
+                reward=float(scores.reward[i]),
+                rewards={name: float(values[i]) for name, values in scores.components.items()},
+                correct=bool(correct[i]),
+                prompt_uid=prompt.uid,
+                sample=rollout.sample,
+            )
+        )
+    return rows

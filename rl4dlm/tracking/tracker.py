@@ -33,8 +33,8 @@ class Tracker:
     """Takes what a run has to say and hands it to every sink.
 
     Update 0 is the state before training; updates 1..N are the policy's. An update is logged, and evaluated
-    where it is, before its checkpoint is saved: a resume drops the rows of later updates alone,
-    so the files of a resumed run are those of an uninterrupted one.
+    where it is, before its checkpoint is saved: `rewind` drops the rows of later updates alone, so the files
+    of a resumed run are those of an uninterrupted one.
 
     Use it as a context manager, or call `close`; without `finish` or `fail` before that the run counts as
     stopped.
@@ -74,7 +74,6 @@ class Tracker:
         self._last_update = resume_from or 0
         self._phase = ""
         self._closed = False
-        self._told: set[str] = set()
         self._watchdog = NothingToLearn(max(1, min(_PATIENCE, total_updates)))
         screen = make_console_sink(
             recipe, console or Console(), total_updates=total_updates, start=self._last_update
@@ -98,6 +97,10 @@ class Tracker:
     def evaluated(self, update: int) -> bool:
         """Whether the evaluation after this update is on file, so that a resumed run need not repeat it."""
         return update in self._jsonl.evaluated
+
+    def rewind(self) -> None:
+        """The run has resumed: drop the rows of later updates. The next update or evaluation would, too."""
+        self._jsonl.rewind()
 
     def phase(self, text: str, total: int | None = None, *, start: int = 0) -> None:
         """Say what a long stage outside the updates does: starting workers, the warm start, an evaluation.
@@ -141,8 +144,7 @@ class Tracker:
 
         Args:
             update: 0 is the state before training.
-            metrics: named `eval/...`; the ends of a figure's 95 % interval are named
-                `<figure>_ci95_low` and `<figure>_ci95_high`.
+            metrics: named `eval/...`; the half-width of a share's 95 % interval is named `<share>_ci95`.
             samples: completions for the tables; all of them are kept in `samples.jsonl`.
             decode: settings of the sampler (JSON values), written beside the score.
         """
@@ -151,20 +153,9 @@ class Tracker:
             sink.evaluation(evaluation, self.elapsed_s)
 
     def warn(self, text: str) -> None:
-        """Something is unwise or degraded; the run continues."""
+        """Something is unwise or degraded; the run goes on."""
         for sink in self._sinks:
             sink.warn(text)
-
-    def warn_once(self, matters: Mapping[str, str]) -> None:
-        """Warn of what this tracker has not warned of yet.
-
-        Args:
-            matters: texts, by what makes two warnings one.
-        """
-        for matter, text in matters.items():
-            if matter not in self._told:
-                self._told.add(matter)
-                self.warn(text)
 
     def note(self, text: str) -> None:
         """Something worth knowing."""

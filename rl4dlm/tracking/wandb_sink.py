@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import wandb
 
 ID_FILE = "wandb-id"
-"""Holds the id of the W&B run, so that a resumed run continues the same one."""
+"""Holds the id of the W&B run, so that a resumed run goes on in the same one."""
 
 _INIT_TIMEOUT_S = 30.0
 _FINISH_TIMEOUT_S = 300.0
@@ -151,7 +151,7 @@ class WandbSink(Sink):
             self._run = None
             self._warn(
                 f"W&B failed to {action} and is off for the rest of this run: {_first_line(error)}. "
-                "metrics.jsonl and report.html are written as before."
+                "metrics.jsonl and report.html go on."
             )
 
     def _log(self, values: dict[str, Any]) -> None:
@@ -205,14 +205,11 @@ def _table(samples: Sequence[SampleRow]) -> wandb.Table:
 
     functions = list(dict.fromkeys(name for row in samples for name in row.rewards))
     head = ["update", "prompt_uid", "sample", "prompt", "completion", "reward"]
-    logged = list(dict.fromkeys(column for row in samples for column in row.extra))
-    columns = [*head, *(f"rewards/{name}" for name in functions), "correct"]
-    table = wandb.Table(columns=[*columns, *(f"extra/{name}" for name in logged)])
+    table = wandb.Table(columns=[*head, *(f"rewards/{name}" for name in functions), "correct"])
     for row in samples:
         texts = [visible(text, lines=True) for text in (row.prompt, row.completion)]
         scores = [row.reward, *(row.rewards.get(name) for name in functions)]
-        notes = [None if (note := row.extra.get(name)) is None else visible(str(note)) for name in logged]
-        table.add_data(row.update, row.prompt_uid, row.sample, *texts, *scores, row.correct, *notes)
+        table.add_data(row.update, row.prompt_uid, row.sample, *texts, *scores, row.correct)
     return table
 
 

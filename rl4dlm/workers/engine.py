@@ -6,13 +6,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rl4dlm.learner.engine import (
+    Assemble,
+    Engine,
+    Frozen,
+    FrozenModule,
+    adamw,
+    num_trainable,
+    trainable,
+)
 from rl4dlm.recipe.sections import TrainerConfig
-from rl4dlm.workers.sharded import whole_shape
+from rl4dlm.workers.sharded import assemble_sharded
 
 
 def join_process_group(
@@ -77,39 +87,76 @@ def deepspeed_config(trainer: TrainerConfig, num_trainable: int) -> dict[str, An
     return config
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of equally shaped tensors of all ranks: a collective."""
-    device = "cpu" if torch.distributed.get_backend() == "gloo" else "cuda"
-    total = values.to(device)
-    torch.distributed.all_reduce(total)
-    return total.to(values.device)
+class DeepSpeedEngine:
+    """DeepSpeed behind the learner's `Engine`, with torch's AdamW over the trainable parameters."""
 
+    def __init__(self, module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None) -> None:
+        import deepspeed
 
-def make_engine(module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None) -> Any:
-    """A DeepSpeed engine with torch's AdamW over the trainable parameters.
+        learning = trainable(module)
+        optimizer = adamw(learning, trainer, weight_decay)
+        config = deepspeed_config(trainer, num_trainable(module))
+        if trainer.zero_stage == 0 and not trainer.bf16:
+            config["gradient_clipping"] = 0.0
+            _clip_before_each_step(optimizer, list(learning.values()), trainer.max_grad_norm)
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        self._stage, self._strict = trainer.zero_stage, trainer.lora is None
 
-    Norms, biases and other vectors are not decayed.
-    """
-    import deepspeed
+    @property
+    def module(self) -> nn.Module:
+        return self._engine.module
 
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decay = trainer.weight_decay if weight_decay is None else weight_decay
-    groups = [
-        {"params": [p for p in trainable if len(whole_shape(p)) > 1], "weight_decay": decay},
-        {"params": [p for p in trainable if len(whole_shape(p)) <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=trainer.learning_rate,
-        betas=trainer.adam_betas,
-        eps=trainer.adam_epsilon,
-    )
-    config = deepspeed_config(trainer, sum(whole_shape(p).numel() for p in trainable))
-    if trainer.zero_stage == 0 and not trainer.bf16:
-        config["gradient_clipping"] = 0.0
-        _clip_before_each_step(optimizer, trainable, trainer.max_grad_norm)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    return engine
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._engine(*args, **kwargs)
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        self._engine.step()
+
+    def get_global_grad_norm(self) -> float | None:
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+
+    @contextmanager
+    def whole(self) -> Iterator[dict[str, Tensor]]:
+        if self._stage < 3:
+            yield dict(self.module.named_parameters())
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters()), modifier_rank=None):
+            yield dict(self.module.named_parameters())
+
+    def save(self, folder: Path) -> None:
+        """This rank's shards, in DeepSpeed's format."""
+        self._engine.save_checkpoint(
+            str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True
+        )
+
+    def restore(self, folder: Path) -> None:
+        found, _ = self._engine.load_checkpoint(
+            str(folder.parent),
+            tag=folder.name,
+            load_module_strict=self._strict,
+            load_lr_scheduler_states=False,
+        )
+        if found is None:
+            raise FileNotFoundError(folder)
+
+    def close(self) -> None:
+        self._engine.destroy()
 
 
 def _clip_before_each_step(
@@ -126,68 +173,56 @@ def _clip_before_each_step(
     optimizer.register_step_pre_hook(clip)
 
 
-def make_frozen_engine(module: nn.Module, trainer: TrainerConfig) -> Any:
-    """The reference policy: sharded like the policy under ZeRO-3, a plain frozen module otherwise."""
-    module.requires_grad_(False).eval()
-    if trainer.zero_stage < 3:
-        return module
-    import deepspeed
+class ShardedReference:
+    """A reference policy whose weights are partitioned over the ranks, as the policy's are under ZeRO-3."""
 
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "steps_per_print": 2**31,
-        "bf16": {"enabled": trainer.bf16},
-        "zero_optimization": {"stage": 3},
-    }
-    engine, *_ = deepspeed.initialize(model=module, config=config)
-    return engine
+    def __init__(self, module: nn.Module, trainer: TrainerConfig) -> None:
+        import deepspeed
 
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "steps_per_print": 2**31,
+            "bf16": {"enabled": trainer.bf16},
+            "zero_optimization": {"stage": 3},
+        }
+        frozen = module.requires_grad_(False).eval()
+        self._engine, *_ = deepspeed.initialize(model=frozen, config=config)
 
-def mix_reference(engine: Any, frozen: Any, stage: int, alpha: float) -> None:
-    """Move the reference towards the policy: `alpha` policy + (1 - alpha) reference, in float32.
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._engine(*args, **kwargs)
 
-    Source: TR-DPO (arXiv:2404.09656), as TRL's `sync_ref_model`. A collective under ZeRO-3.
+    @contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        import deepspeed
 
-    Args:
-        engine: the policy's.
-        frozen: what `make_frozen_engine` made of the same network.
-        stage: of ZeRO.
-        alpha: the policy's share.
-    """
-    with gathered(engine, stage) as policy, whole_reference(frozen, stage) as reference, torch.no_grad():
-        for name, weight in reference.named_parameters():
-            weight.copy_(torch.lerp(weight.float(), policy[name].float(), alpha))
+        module = self._engine.module
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), modifier_rank=0):
+            yield module
+
+    def close(self) -> None:
+        self._engine.destroy()
 
 
-@contextmanager
-def whole_reference(frozen: Any, stage: int) -> Iterator[nn.Module]:
-    """The reference's network with whole parameters; under ZeRO-3 a collective, and what rank 0 writes into
-    them is everybody's afterwards."""
-    if stage < 3:
-        yield frozen
-        return
-    import deepspeed
+class DeepSpeedNetworks:
+    """The networks of one of several ranks."""
 
-    with deepspeed.zero.GatheredParameters(list(frozen.module.parameters()), modifier_rank=0):
-        yield frozen.module
+    def __init__(self, trainer: TrainerConfig, rank: int, world_size: int, device: str) -> None:
+        self._trainer, self.rank, self.world_size, self.device = trainer, rank, world_size, device
 
+    def assemble(self) -> Assemble | None:
+        return assemble_sharded(self._trainer)
 
-def set_learning_rate(engine: Any, learning_rate: float) -> None:
-    """The rate is a pure function of the update, so no scheduler state exists."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+    def train(self, module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None) -> Engine:
+        return DeepSpeedEngine(module, trainer, weight_decay)
 
+    def freeze(self, module: nn.Module, trainer: TrainerConfig) -> Frozen:
+        return FrozenModule(module) if trainer.zero_stage < 3 else ShardedReference(module, trainer)
 
-@contextmanager
-def gathered(engine: Any, stage: int) -> Iterator[dict[str, Tensor]]:
-    """The module's whole parameters by name; a collective under ZeRO-3, so every rank must enter."""
-    if stage < 3:
-        yield dict(engine.module.named_parameters())
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(engine.module.parameters()), modifier_rank=None):
-        yield dict(engine.module.named_parameters())
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        device = "cpu" if torch.distributed.get_backend() == "gloo" else "cuda"
+        total = values.to(device)
+        torch.distributed.all_reduce(total)
+        return total.to(values.device)
 
 
 def leave_process_group() -> None:

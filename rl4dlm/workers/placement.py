@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl4dlm.errors import ClusterError, RunError
+from rl4dlm.learner.protocols import Say
 from rl4dlm.recipe.sections import ClusterConfig
-
-Say = Callable[[str], None]
 
 _SAY_EVERY_S = 10.0
 

@@ -11,40 +11,36 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rl4dlm.errors import Rl4dlmError, RunError, UpdateError
+from rl4dlm.learner.protocols import RankDied, Say
+from rl4dlm.learner.weight_sync import Manifest
 from rl4dlm.loss.reduce import finish_metrics, merge_metrics
 from rl4dlm.loss.value import with_explained_variance
 from rl4dlm.recipe import AnyRecipe
 from rl4dlm.trainers.base import Metrics
 from rl4dlm.trainers.sft import SFTBatch
 from rl4dlm.types import Rollout, TrainBatch
-from rl4dlm.workers.placement import Say, Seat, wait_all, worker_environment
+from rl4dlm.workers.placement import Seat, wait_all, worker_environment
 from rl4dlm.workers.policy_worker import PolicyWorker
-from rl4dlm.workers.unmask_worker import UnmaskWorker, freezes_model
-from rl4dlm.workers.weight_sync import Manifest
-
-
-class RankDied(RunError):
-    """A rank is gone or hangs: the group must be rebuilt from a checkpoint."""
 
 
 class PolicyGroup:
-    """All DeepSpeed ranks. A rank that dies takes the group with it; the caller builds another."""
+    """All DeepSpeed ranks. A rank that dies takes the others with it: `start` begins anew."""
 
     def __init__(self, recipe: AnyRecipe, seats: Sequence[Seat], say: Say) -> None:
-        self._recipe, self._say = recipe, say
-        environment = {"env_vars": worker_environment(recipe.cluster.threads_per_worker)}
-        kind = UnmaskWorker if freezes_model(recipe) else PolicyWorker
-        self.ranks = [
-            kind.options(**seat.options(), runtime_env=environment).remote(recipe, rank)
-            for rank, seat in enumerate(seats)
-        ]
+        self._recipe, self._seats, self._say = recipe, list(seats), say
+        self.ranks: list[Any] = []
 
     def start(self) -> None:
-        """Form the process group.
+        """Start all ranks, those of before killed, and form the process group.
 
         Raises:
             RankDied: a rank could not start.
         """
+        self.kill()
+        environment = {"env_vars": worker_environment(self._recipe.cluster.threads_per_worker)}
+        for rank, seat in enumerate(self._seats):
+            actor = PolicyWorker.options(**seat.options(), runtime_env=environment)
+            self.ranks.append(actor.remote(self._recipe, rank))
         start_s = self._recipe.cluster.start_timeout_s
         address, port = self._wait([self.ranks[0].address.remote()], "trainer rank 0 to start", start_s)[0]
         self._all("join", f"{len(self.ranks)} trainer ranks to meet", start_s, address, port)
@@ -110,9 +106,8 @@ class PolicyGroup:
 
     def kill(self) -> None:
         """End the ranks at once."""
-        for rank in self.ranks:
-            ray.kill(rank)
-        self.ranks = []
+        while self.ranks:
+            ray.kill(self.ranks.pop())
 
     @property
     def _bound(self) -> float:

@@ -13,12 +13,13 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import Rl4dlmError, RolloutError
+from rl4dlm.learner.protocols import Say
+from rl4dlm.learner.weight_sync import Manifest
 from rl4dlm.recipe import AnyRecipe
 from rl4dlm.rollout import Request
 from rl4dlm.types import Rollout
-from rl4dlm.workers.placement import Say, Seat, wait_all, worker_environment
+from rl4dlm.workers.placement import Seat, wait_all, worker_environment
 from rl4dlm.workers.rollout_worker import RolloutWorker
-from rl4dlm.workers.weight_sync import Manifest
 
 
 @dataclass
@@ -41,7 +42,13 @@ class RolloutPool:
         self._loaded_version: int | None = None
         self.restarts = 0
         self._closed = False
-        self.workers = [self._spawn(seat) for seat in self._seats]
+        self.workers: list[Any] = []
+        try:
+            for seat in self._seats:
+                self.workers.append(self._spawn(seat))
+        except BaseException:
+            self.close()
+            raise
 
     def wait_ready(self) -> None:
         """Block until every worker has its model.

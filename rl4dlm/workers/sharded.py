@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl4dlm.learner.engine import Assemble
 from rl4dlm.recipe.sections import TrainerConfig
 
 
-def assemble_sharded(trainer: TrainerConfig) -> Callable[..., nn.Module] | None:
+def assemble_sharded(trainer: TrainerConfig) -> Assemble | None:
     """How `rl4dlm.models.load` puts tensors into the network on a rank; None below stage 3: whole.
 
     Every parameter is partitioned as soon as its module is made. Then one tensor after the other is read by
@@ -25,7 +26,7 @@ def assemble_sharded(trainer: TrainerConfig) -> Callable[..., nn.Module] | None:
         build: Callable[[], nn.Module], names: Sequence[str], read: Callable[[str], Tensor]
     ) -> nn.Module:
         module = _build_partitioned(build, bf16=trainer.bf16)
-        module.tie_weights()
+        module.tie_weights()  # type: ignore[operator]  # every family has it
         for name in names:
             owner, _, leaf = name.rpartition(".")
             holder = module.get_submodule(owner)
@@ -58,8 +59,3 @@ def _fill(parameter: Any, name: str, read: Callable[[str], Tensor]) -> None:
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         if torch.distributed.get_rank() == 0:
             parameter.copy_(read(name))
-
-
-def whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of a parameter, also where this rank holds a partition of it."""
-    return getattr(parameter, "ds_shape", parameter.shape)

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from rl4dlm.learner.engine import Engine, whole_shape
 from rl4dlm.models import add_lora, load, merged_state_dict
 from rl4dlm.models.weights import TensorReader
 from rl4dlm.recipe.sections import LoraSettings, TrainerConfig
 from rl4dlm.workers import engine as ds
-from rl4dlm.workers.sharded import assemble_sharded, whole_shape
+from rl4dlm.workers.sharded import assemble_sharded
 
 IDS = torch.tensor([[3, 1, 13, 4, 13, 5, 9, 2], [0, 13, 8, 8, 13, 1, 2, 13]])
 CASES = {
@@ -27,14 +28,14 @@ CASES = {
 }
 
 
-def step(folder: str, trainer: TrainerConfig, assemble: Any) -> tuple[Any, torch.Tensor]:
+def step(folder: str, trainer: TrainerConfig, assemble: Any) -> tuple[Engine, torch.Tensor]:
     """Load, one optimizer step; the engine and the scores before it."""
     dtype = torch.bfloat16 if trainer.bf16 else torch.float32
     loaded = load(folder, dtype=dtype, assemble=assemble)
     module = loaded.module
     if trainer.lora is not None:
         module = add_lora(module, trainer.lora, loaded.family, seed=1)
-    engine = ds.make_engine(module, trainer)
+    engine = ds.DeepSpeedEngine(module, trainer)
     scores = engine(IDS, labels=IDS.clamp_max(10))
     engine.backward(-scores.mean())
     engine.step()
@@ -52,7 +53,7 @@ def report(folder: str, trainer: TrainerConfig) -> dict[str, Any]:
     sharded, scores = step(folder, trainer, assemble_sharded(trainer))
     whole, expected = step(folder, trainer, None)
     before = load(folder).module.state_dict()
-    with ds.gathered(sharded, 3), ds.gathered(whole, 3):
+    with sharded.whole(), whole.whole():
         ours, theirs = merged_state_dict(sharded.module), merged_state_dict(whole.module)
         return {
             "read": len(read),

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rl4dlm.decoding import SamplerSpec  # noqa: E402
 from rl4dlm.diffusion.seeds import derive_seed  # noqa: E402
+from rl4dlm.learner.engine import PlainEngine  # noqa: E402
 from rl4dlm.learner.update import RankUpdate  # noqa: E402
 from rl4dlm.likelihood.trace import replay_gap  # noqa: E402
-from rl4dlm.loops.local import PlainEngine  # noqa: E402
 from rl4dlm.models import (  # noqa: E402
     LoadedModel,
     add_lora,

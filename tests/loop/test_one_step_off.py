@@ -76,11 +76,11 @@ def test_killed_drivers_workers_and_ranks_change_nothing_but_time(
     wait_for(lambda: len(rows(run / "metrics.jsonl")) >= 3, "update 3, after the checkpoint of update 2")
     first.send_signal(signal.SIGKILL)
     first.wait()
+    before = rows(run / "metrics.jsonl")
     driver = launch.start_driver(recipe, tmp_path, "run.name=wounded", OVERLAPPED, *FOLLOWED, "--resume")
 
     def wound() -> None:
-        wait_for(lambda: [row["update"] for row in rows(run / "metrics.jsonl")][-1:] == [2], "the resume", 60)
-        wait_for(lambda: [row["update"] for row in rows(run / "metrics.jsonl")][-1:] == [3], "update 3 again")
+        wait_for(lambda: rows(run / "metrics.jsonl")[2:] not in ([], before[2:]), "update 3 again")
         for title in ("_RolloutWorker", "_PolicyWorker"):
             launch.ray_workers(title, driver.pid)[0].send_signal(signal.SIGKILL)
 

@@ -17,8 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rl4dlm.diffusion.seeds import derive_seed  # noqa: E402
+from rl4dlm.learner.engine import PlainNetworks, mix_reference  # noqa: E402
 from rl4dlm.learner.update import RankUpdate  # noqa: E402
-from rl4dlm.loops.local import PlainEngine  # noqa: E402
 from rl4dlm.loss.reduce import merge_metrics  # noqa: E402
 from rl4dlm.models import (  # noqa: E402
     add_lora,
@@ -75,15 +75,17 @@ def run(trainer: TrainerConfig, rank: int, world_size: int, *, plain: bool) -> d
         frozen.module.bfloat16()
     module = loaded.module
     extra = {}
+    networks = PlainNetworks() if plain else ds.DeepSpeedNetworks(trainer, rank, world_size, "cpu")
+    kept = None
     if trainer.lora is not None:
         module = add_lora(module, trainer.lora, loaded.family)
         extra["as_reference"] = lambda: reference(module)
     else:
-        reference_model = frozen.module if plain else ds.make_frozen_engine(frozen.module, trainer)
-        extra["reference"] = denoiser(frozen, model=reference_model)
+        kept = networks.freeze(frozen.module, trainer)
+        extra["reference"] = denoiser(frozen, model=kept)
     if trainer.gradient_checkpointing:
         loaded.module.gradient_checkpointing_enable()
-    engine = PlainEngine(module, trainer) if plain else ds.make_engine(module, trainer)
+    engine = networks.train(module, trainer)
     part = RankUpdate(
         engine=engine,
         denoiser=denoiser(loaded, model=engine),
@@ -94,13 +96,12 @@ def run(trainer: TrainerConfig, rank: int, world_size: int, *, plain: bool) -> d
         num_minibatches=trainer.num_minibatches,
         **extra,
     )
-    stage = 0 if plain else trainer.zero_stage
     curve = []
     for update in range(UPDATES):
         curve.append(_summed(part.run(fixed_batch(update)), world_size))
-        if update == 1 and part.reference is not None:
-            ds.mix_reference(engine, part.reference.model, stage, alpha=0.6)
-    with ds.gathered(engine, stage):
+        if update == 1 and kept is not None:
+            mix_reference(engine, kept, alpha=0.6)
+    with engine.whole():
         weights = {k: v.float().clone() for k, v in merged_state_dict(engine.module).items()}
         synced = sorted(trainable_state(engine.module))
     return {"curve": curve, "weights": weights, "synced": synced}

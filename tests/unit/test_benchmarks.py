@@ -24,15 +24,14 @@ from rl4dlm.benchmarks import (
     wilson_interval,
 )
 from rl4dlm.benchmarks.results import Key, TaskFolder, differences, disagreements, markdown, read_results
+from rl4dlm.benchmarks.task_run import GREEDY, SAMPLED, TaskRun, run_task, task_result
 from rl4dlm.commands.eval_tasks import SuiteRequest, suite_recipe
 from rl4dlm.data import EVAL_UID
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import CheckpointError, DataError, RecipeError
-from rl4dlm.loops.evaluate import GREEDY, SAMPLED, TaskRun, run_task, task_result
 from rl4dlm.models import build_bpe_tokenizer, encode
 from rl4dlm.recipe import shipped_folder
 from rl4dlm.recipe.sections import RewardConfig
-from rl4dlm.reward.batch import Completion, Groups
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.types import Prompt, Scores
 
@@ -179,8 +178,7 @@ def test_reference_solutions_pass_as_the_task_scores_them(name: str, tokenizers:
     )
     solutions = [str(p.columns.get("canonical_solution") or p.columns["code"]) for p in prompts]
     with RewardPool(RewardConfig(functions=[choice.benchmark.reward])) as pool:
-        pairs = zip(prompts, solutions, strict=True)
-        scores = pool.score([[Completion(p.prompt, text, dict(p.columns))] for p, text in pairs])
+        scores = pool.score([p.prompt for p in prompts], solutions, [dict(p.columns) for p in prompts])
     assert scores.errors == {}
     assert [p.uid for p, reward in zip(prompts, scores.reward, strict=True) if reward != 1.0] == []
 
@@ -354,11 +352,10 @@ class Pool:
 class Rewards:
     """Full marks where the seed is even; the reward of prompt 2 fails."""
 
-    def score(self, groups: Groups, *, trainer_state: Any) -> Scores:
-        rows = [row for group in groups for row in group]
-        bad = [row.columns["at"] == 2 for row in rows]
+    def score(self, prompts: Any, completions: list[str], columns: list[Any], *_: Any, **keys: Any) -> Scores:
+        bad = [column["at"] == 2 for column in columns]
         values = np.array(
-            [np.nan if b else float(int(row.text) % 2 == 0) for b, row in zip(bad, rows, strict=True)]
+            [np.nan if b else float(int(c) % 2 == 0) for b, c in zip(bad, completions, strict=True)]
         )
         return Scores(values.astype(np.float32), {"r": values}, {"raised": sum(bad)}, np.array(bad))
 
@@ -371,7 +368,7 @@ def task_run(num_prompts: int, num_samples: int) -> TaskRun:
 
 def run_all(run: TaskRun, done: dict[Key, Any], batch: int = 4) -> Pool:
     pool = Pool()
-    for rows in run_task(run, pool, Rewards(), dict(done), batch):  # type: ignore[arg-type]
+    for rows in run_task(run, pool.generate, Rewards(), dict(done), batch):  # type: ignore[arg-type]
         done |= {Key(row["mode"], row["row"], row["sample"]): row for row in rows}
     return pool
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rl4dlm.recipe.objectives import BlockObjective, Noise
+from rl4dlm.recipe.rules.backend import one_process_does_one_thing_at_a_time
 from rl4dlm.recipe.rules.base import SFT_RULES, Finding, sft_rule
 from rl4dlm.recipe.rules.model import (
     a_model_from_scratch_is_as_long_as_it_is_made,
@@ -135,5 +136,6 @@ SFT_RULES += [
     offload_needs_sharding,
     placement_fits,
     a_worker_uses_one_gpu,
+    one_process_does_one_thing_at_a_time,
     warmup_ends,
 ]

@@ -10,8 +10,8 @@ import torch
 from tiny import TinyModel, tiny_denoiser, tiny_groups, tiny_scores
 
 from rl4dlm.learner.critic import Critic
+from rl4dlm.learner.engine import PlainEngine
 from rl4dlm.learner.update import RankUpdate
-from rl4dlm.loops.local import PlainEngine
 from rl4dlm.loss.reduce import finish_metrics, merge_metrics
 from rl4dlm.loss.value import with_explained_variance
 from rl4dlm.recipe.algorithms import TraceRLConfig, ValueConfig

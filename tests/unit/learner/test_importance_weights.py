@@ -16,8 +16,8 @@ import zero_rank  # noqa: E402
 from method_toys import batch_of, estimate, loss_of, make, perturbed, with_extra  # noqa: E402
 from tiny import conditional_table, tiny_denoiser  # noqa: E402
 
+from rl4dlm.learner.engine import PlainEngine  # noqa: E402
 from rl4dlm.learner.update import RankUpdate  # noqa: E402
-from rl4dlm.loops.local import PlainEngine  # noqa: E402
 from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer  # noqa: E402
 from rl4dlm.types import Denoiser, TrainBatch  # noqa: E402
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rl4dlm.learner.learning_rate import learning_rate, shape, warm_start_rate
+from rl4dlm.learner.learning_rate import learning_rate, schedule_factor, warm_start_rate
 from rl4dlm.recipe.sections import TrainerConfig, WarmStartConfig
 
 
@@ -18,13 +18,13 @@ from rl4dlm.recipe.sections import TrainerConfig, WarmStartConfig
         ("cosine", [1 / 3, 2 / 3, 1, 0.5 + 3**0.5 / 4, 0.75, 0.5, 0.25, 0.5 - 3**0.5 / 4, 0]),
     ],
 )
-def test_shapes_after_a_linear_warm_up(kind: str, factors: list[float]) -> None:
-    assert [shape(kind, step, 2, 8) for step in range(9)] == pytest.approx(factors, abs=1e-15)
+def test_factors_after_a_linear_warm_up(kind: str, factors: list[float]) -> None:
+    assert [schedule_factor(kind, step, 2, 8) for step in range(9)] == pytest.approx(factors, abs=1e-15)
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_a_rate_never_becomes_negative_after_the_end(kind: str) -> None:
-    assert [shape(kind, step, 0, 4) for step in (4, 5, 9)] == [0, 0, 0]
+    assert [schedule_factor(kind, step, 0, 4) for step in (4, 5, 9)] == [0, 0, 0]
 
 
 def test_the_policys_first_update_has_the_first_factor_and_its_last_one_is_not_zero() -> None:

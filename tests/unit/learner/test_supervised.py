@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rl4dlm.data import Example
+from rl4dlm.learner.engine import PlainEngine
 from rl4dlm.learner.supervised import RankSFT
-from rl4dlm.loops.local import PlainEngine
 from rl4dlm.loss.reduce import merge_metrics
 from rl4dlm.models import build_char_tokenizer, create, denoiser
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, RandomMaskObjective

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "loop"))
 import zero_rank  # noqa: E402
 
 from rl4dlm.errors import UpdateError  # noqa: E402
+from rl4dlm.learner.engine import PlainEngine  # noqa: E402
 from rl4dlm.learner.update import RankUpdate  # noqa: E402
-from rl4dlm.loops.local import PlainEngine  # noqa: E402
 from rl4dlm.models import build_char_tokenizer, create, denoiser  # noqa: E402
 from rl4dlm.recipe.algorithms import GDPOConfig  # noqa: E402
 from rl4dlm.trainers import make_method  # noqa: E402

@@ -11,6 +11,10 @@ from rl4dlm.recipe.rules import RULES, divisors_near
 DATASET = ["data.task=null", "data.train=rows.jsonl"]
 NO_WARM_START = "warm_start=null"
 UNMASKING = "algorithm={type: unmasking_policy}"
+IN_ONE_PROCESS = (
+    *("cluster.backend=local", "cluster.num_trainers=1", "cluster.num_rollout_workers=1"),
+    "trainer.zero_stage=0",
+)
 LEARNED = ("rollout.remasking=learned", "rollout.policy=new")
 
 # Rule, overrides of the quick start that break it, the key named, and something of the remedy.
@@ -284,6 +288,36 @@ BROKEN = [
     ),
     ("recorded_pairs_are_somewhere", ["algorithm={type: vrpo}"], "algorithm.pairs", "pairs: online"),
     ("warmup_ends", ["trainer.warmup_steps=120"], "trainer.warmup_steps", "a tenth"),
+    (
+        "one_process_does_one_thing_at_a_time",
+        ["cluster.backend=local"],
+        "cluster.num_trainers = 2, cluster.num_rollout_workers = 2, trainer.zero_stage = 2",
+        "set cluster.num_trainers=1 cluster.num_rollout_workers=1 trainer.zero_stage=0, or cluster.backend",
+    ),
+    (
+        "one_process_does_one_thing_at_a_time",
+        [*IN_ONE_PROCESS, "cluster.schedule=one_step_off", "cluster.num_reward_workers=3"],
+        "cluster.num_reward_workers = 3, cluster.schedule = one_step_off",
+        "cluster.num_reward_workers=1 cluster.schedule=sync",
+    ),
+    (
+        "one_process_does_one_thing_at_a_time",
+        [*IN_ONE_PROCESS, "cluster.address=auto", "cluster.placement=separate", "cluster.trainer_resource=a"],
+        "cluster.address = auto",
+        "cluster.placement=colocated cluster.address=null cluster.trainer_resource=null",
+    ),
+    (
+        "one_process_does_one_thing_at_a_time",
+        [*IN_ONE_PROCESS, "cluster.gpus_per_trainer=1"],
+        "cluster.gpus_per_rollout_worker = 0",
+        "cluster.gpus_per_trainer=0.5 cluster.gpus_per_rollout_worker=0.5",
+    ),
+    (
+        "one_process_does_one_thing_at_a_time",
+        [*IN_ONE_PROCESS, "cluster.gpus_per_rollout_worker=0.7"],
+        "cluster.gpus_per_trainer = 0",
+        "cluster.gpus_per_trainer=0.5 cluster.gpus_per_rollout_worker=0.5",
+    ),
 ]
 
 
@@ -317,6 +351,8 @@ def test_each_case_breaks_the_rule_it_names_and_no_other() -> None:
         ["cluster.gpus_per_trainer=0.6", "cluster.gpus_per_rollout_worker=0.4"],
         ["cluster.placement=separate", "cluster.trainer_resource=big", "cluster.rollout_resource=small"],
         ["trainer.max_steps=1", "trainer.warmup_steps=1"],
+        [*IN_ONE_PROCESS],
+        [*IN_ONE_PROCESS, "cluster.gpus_per_trainer=0.5", "cluster.gpus_per_rollout_worker=0.5"],
         ["rollout.block_lengths=[2, 4, 8]"],
         ["algorithm={type: mdpo, token_weights: uniform}", "rollout.remasking=random"],
         ["algorithm={type: mdpo}", "rollout.remasking=rcr"],

@@ -37,6 +37,12 @@ BROKEN = [
     ("offload_needs_sharding", ["trainer.offload_optimizer=true", "trainer.zero_stage=0"], "offload", "1, 2"),
     ("placement_fits", ["cluster.rollout_resource=sampler"], "cluster.rollout_resource", "separate"),
     ("a_worker_uses_one_gpu", ["cluster.gpus_per_trainer=8"], "cluster.gpus_per_trainer = 8", "set it to 1"),
+    (
+        "one_process_does_one_thing_at_a_time",
+        ["cluster.backend=local", "cluster.num_trainers=2"],
+        "cluster.num_trainers = 2",
+        "cluster.num_trainers=1",
+    ),
     ("warmup_ends", ["trainer.warmup_steps=400"], "trainer.warmup_steps", "a tenth"),
     ("sampling_fits", ["rollout.block_length=3"], "rollout.block_length", "1 or 2 or 4"),
     ("sampling_fits", ["rollout.threshold=0.5"], "rollout.threshold = 0.5", "remove it"),

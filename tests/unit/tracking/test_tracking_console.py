@@ -71,10 +71,9 @@ def test_an_evaluation_prints_its_shares_and_a_table_of_samples(tmp_path: Path, 
         sample(0, completion="999999", uid=1, reward=math.nan, rewards={"sort": math.nan}, correct=False),
     ]
     with open_tracker(tmp_path, console=console) as tracker:
-        ends = {"eval/greedy_accuracy_ci95_low": 0.375, "eval/greedy_accuracy_ci95_high": 0.6126}
-        tracker.evaluation(0, {"eval/greedy_accuracy": 0.5} | ends, rows)
+        tracker.evaluation(0, {"eval/greedy_accuracy": 0.5, "eval/greedy_accuracy_ci95": 0.125}, rows)
     shown = printed(console)
-    assert "evaluation before training: greedy accuracy 50.0 % (37.5 to 61.3)" in shown
+    assert "evaluation before training: greedy accuracy 50.0 % +- 12.5 %" in shown
     assert re.search(r"244778\s*.\s*1 .\s*1 .\s*0.5 .\s*yes", shown)
     assert re.search(r"999999\s*.\s*- .\s*- .\s*- .\s*no", shown)
 

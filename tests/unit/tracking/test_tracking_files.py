@@ -120,7 +120,26 @@ def test_samples_of_an_evaluation_that_was_cut_short_are_dropped_on_resume(tmp_p
         JsonLines(tmp_path / "samples.jsonl").append(json.loads(json.dumps(vars(sample(2)))))
     with open_tracker(tmp_path, resume_from=2) as tracker:
         assert not tracker.evaluated(2)
+        tracker.rewind()
     assert [row["update"] for row in read_rows(tmp_path / "samples.jsonl")] == [0]
+
+
+def test_a_resume_that_fails_before_it_rewinds_has_lost_no_row(tmp_path: Path) -> None:
+    with open_tracker(tmp_path) as tracker:
+        for update in (0, 2, 4):
+            tracker.evaluation(update, {"eval/greedy_accuracy": 0.1}, [sample(update)])
+            log_updates(tracker, [update + 1])
+    names = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    with open_tracker(tmp_path, resume_from=2) as tracker:
+        tracker.phase("loading the model")
+        tracker.warn("something")
+        tracker.fail("the checkpoint cannot be read")
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+    with open_tracker(tmp_path, resume_from=2) as tracker:
+        tracker.rewind()
+    assert [row["update"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1]
+    assert [row["update"] for row in read_rows(tmp_path / "samples.jsonl")] == [0, 2]
 
 
 def test_a_broken_line_before_the_last_one_is_an_error_that_names_it(tmp_path: Path) -> None:

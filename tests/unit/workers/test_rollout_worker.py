@@ -13,6 +13,7 @@ from recording import record
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import SyncError
+from rl4dlm.learner.weight_sync import Manifest, WeightChunk, combine, pack
 from rl4dlm.models import build_char_tokenizer, create, save, trainable_state
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.loader import check
@@ -20,7 +21,6 @@ from rl4dlm.recipe.sections import ModelInit
 from rl4dlm.rollout import Graphs, Request
 from rl4dlm.workers import rollout_worker
 from rl4dlm.workers.rollout_worker import _RolloutWorker
-from rl4dlm.workers.weight_sync import Manifest, WeightChunk, combine, pack
 
 INIT = ModelInit(d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=32, max_sequence_length=16)
 SPEC = SamplerSpec(gen_len=4, block_length=4, steps=4)
@@ -74,7 +74,7 @@ def test_a_worker_with_another_version_does_not_sample(worker: _RolloutWorker) -
 def test_synced_weights_are_those_that_were_published(worker: _RolloutWorker) -> None:
     worker.sync(manifest(seed=1, version=4))
     other = create(INIT, build_char_tokenizer("0123456789="), seed=1).module.state_dict()
-    for name, tensor in worker._module.state_dict().items():
+    for name, tensor in worker.sampler.module.state_dict().items():
         assert torch.equal(tensor, other[name])
     drawn = worker.generate(REQUESTS, SPEC, 4)
     assert [rollout.policy_version for rollout in drawn] == [4, 4, 4]
@@ -83,26 +83,26 @@ def test_synced_weights_are_those_that_were_published(worker: _RolloutWorker) ->
 def test_recorded_layers_outlive_a_sync_and_read_its_weights(
     worker: _RolloutWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker._graphs = Graphs(record, after=1)
+    worker.sampler.graphs = Graphs(record, after=1)
     for version in (1, 2, 3):
         worker.sync(manifest(seed=version, version=version))
         replayed = worker.generate(REQUESTS, SPEC, version)
         with monkeypatch.context() as without:
-            without.setattr(worker, "_graphs", None)
+            without.setattr(worker.sampler, "graphs", None)
             plain = worker.generate(REQUESTS, SPEC, version)
         for one, other in zip(plain, replayed, strict=True):
             np.testing.assert_array_equal(one.completion_ids, other.completion_ids)
             np.testing.assert_allclose(one.trace.rollout_logp, other.trace.rollout_logp, atol=1e-5)
-    assert len(worker._graphs) == 1
-    assert worker._graphs.replays > worker._graphs.forwards / 2
+    assert len(worker.sampler.graphs) == 1
+    assert worker.sampler.graphs.replays > worker.sampler.graphs.forwards / 2
 
 
 def test_the_recipe_says_whether_layers_are_recorded(
     recipe: Recipe, worker: _RolloutWorker, tmp_path
 ) -> None:
-    assert worker._graphs is None
+    assert worker.sampler.graphs is None
     asked = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"cuda_graphs": True})})
-    assert _RolloutWorker(asked, str(tmp_path / "model"))._graphs is not None
+    assert _RolloutWorker(asked, str(tmp_path / "model")).sampler.graphs is not None
 
 
 def test_a_sync_that_fails_leaves_a_worker_that_does_not_sample(worker: _RolloutWorker) -> None:

@@ -66,7 +66,7 @@ def checksum(
     state = xxhash.xxh3_128()
     for name, shape, dtype in zip(names, shapes, dtypes, strict=True):
         state.update(f"{name}{tuple(shape)}{dtype}".encode())
-    state.update(np.ascontiguousarray(data))
+    state.update(np.ascontiguousarray(data).data)
     return state.hexdigest()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rl4dlm.data import KeptPrompts, PromptSource
 from rl4dlm.errors import CheckpointError, DataError
-from rl4dlm.loops.over_denoising import over_denoised_prompts
+from rl4dlm.run.over_denoising import over_denoised_prompts
 from rl4dlm.types import Prompt
 
 

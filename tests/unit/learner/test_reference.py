@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from rl4dlm.models import build_char_tokenizer, create, denoiser
+from rl4dlm.learner.engine import FrozenModule, PlainNetworks, mix_reference
+from rl4dlm.learner.rank import PolicyRank
+from rl4dlm.models import build_char_tokenizer, create
 from rl4dlm.recipe import load_recipe
 from rl4dlm.recipe.algorithms import CoupledGRPOConfig, GDPOConfig, VRPOConfig
 from rl4dlm.recipe.sections import ModelInit, TrainerConfig
-from rl4dlm.workers.engine import make_frozen_engine, mix_reference
-from rl4dlm.workers.policy_worker import _PolicyWorker
 
 
 def linear(value: float, dtype: torch.dtype) -> torch.nn.Linear:
@@ -29,10 +28,11 @@ def linear(value: float, dtype: torch.dtype) -> torch.nn.Linear:
 def test_it_becomes_a_share_of_the_policy_and_the_rest_of_itself(
     dtype: torch.dtype, tolerance: float, alpha: float
 ) -> None:
-    policy, frozen = linear(2.0, dtype), make_frozen_engine(linear(-1.0, dtype), TrainerConfig())
-    places = [parameter.data_ptr() for parameter in frozen.parameters()]
-    mix_reference(SimpleNamespace(module=policy), frozen, 0, alpha)
-    for parameter, place in zip(frozen.parameters(), places, strict=True):
+    policy, reference = linear(2.0, dtype), linear(-1.0, dtype)
+    frozen = PlainNetworks().freeze(reference, TrainerConfig())
+    places = [parameter.data_ptr() for parameter in reference.parameters()]
+    mix_reference(PlainNetworks().train(policy, TrainerConfig()), frozen, alpha)
+    for parameter, place in zip(reference.parameters(), places, strict=True):
         wanted = torch.full_like(parameter, 2.0 * alpha - (1 - alpha))
         torch.testing.assert_close(parameter, wanted, rtol=tolerance, atol=tolerance)
         assert parameter.dtype == dtype and not parameter.requires_grad and parameter.data_ptr() == place
@@ -62,14 +62,12 @@ def test_a_checkpoint_keeps_it_whole_with_buffers_and_tied_matrices(
         for buffer in frozen.module.buffers():
             if buffer.is_floating_point():
                 buffer.add_(0.25)
-    worker = _PolicyWorker.__new__(_PolicyWorker)
-    worker._recipe = load_recipe("quickstart", ["algorithm.beta=0.1", "algorithm.sync_ref_model=true"])
-    worker._loaded, worker._rank, worker._device = loaded, 0, "cpu"
-    worker._trainer = SimpleNamespace(needs_reference=True)
-    worker._update = SimpleNamespace(reference=denoiser(frozen))
-    worker._save_reference(tmp_path / "reference")
-    found = worker._reference_copy(str(tmp_path / "reference"))
+    recipe = load_recipe("quickstart", ["algorithm.beta=0.1", "algorithm.sync_ref_model=true"])
+    rank = PolicyRank(recipe, PlainNetworks())
+    rank._loaded, rank._frozen = loaded, FrozenModule(frozen.module)
+    rank._save_reference(tmp_path / "reference")
+    found = rank._reference_copy(str(tmp_path / "reference")).model.module
     wanted = frozen.module.state_dict()
-    assert found.model.state_dict().keys() == wanted.keys()
-    for name, tensor in found.model.state_dict().items():
+    assert found.state_dict().keys() == wanted.keys()
+    for name, tensor in found.state_dict().items():
         assert torch.equal(tensor, wanted[name]), name

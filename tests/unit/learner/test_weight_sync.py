@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rl4dlm.errors import SyncError
-from rl4dlm.workers.weight_sync import WeightChunk, combine, load_into, pack
+from rl4dlm.learner.weight_sync import WeightChunk, combine, load_into, pack
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]
 
