@@ -24,7 +24,8 @@ from pydantic.fields import FieldInfo
 
 from rl4dlm.recipe import Recipe, SFTRecipe
 from rl4dlm.recipe.aliases import ALIASES
-from rl4dlm.recipe.sections import Config, DataConfig
+from rl4dlm.recipe.schema import Config, OneOf
+from rl4dlm.recipe.sections import DataConfig
 from rl4dlm.recipe.supervised import SFTConfig, SFTDataConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
@@ -139,7 +140,8 @@ def _summary(section: type[BaseModel]) -> str:
 
 def _type(path: str, name: str, field: FieldInfo) -> str:
     """The type for people, with its bounds; nested sections link to their heading."""
-    text = _type_text(field.annotation)
+    named = next((entry.choices for entry in field.metadata if isinstance(entry, OneOf)), None)
+    text = _type_text(field.annotation) if named is None else " or ".join(f"`{choice}`" for choice in named)
     inner = _sections_in(field.annotation)
     if inner:
         links = [_inner_path(path, name, field, section) for section in inner]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -140,6 +141,10 @@ def suite_recipe(request: SuiteRequest) -> Recipe:
                 "tasks bring their data and rewards.\n"
                 "Fix: leave it out, or evaluate a recipe without --tasks."
             )
+    if not 0 <= request.temperature < math.inf:
+        raise RecipeError(
+            f"--temperature {request.temperature:g} is not a number from 0 up.\nFix: use 0 to 1."
+        )
     if request.num_samples > 1 and not request.temperature > 0:
         raise RecipeError(
             f"--temperature {request.temperature:g}: {request.num_samples} greedy samples are all the same.\n"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -278,6 +279,10 @@ class _GenerationSettings:
         max_tokens = int(given.get("max_gen_toks", defaults.length))
         if max_tokens < 1:
             raise RecipeError(f"max_gen_toks = {max_tokens} is not positive.\nFix: use 1 or more.")
+        if not 0 <= temperature < math.inf:
+            raise RecipeError(
+                f"temperature = {temperature} is not a number from 0 up.\nFix: use 0 for greedy decoding."
+            )
         return cls((until,) if isinstance(until, str) else tuple(until), max_tokens, temperature)
 
     def sampler(self, settings: HarnessSettings) -> SamplerSpec:

@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rl4dlm.recipe.rollout_section import RolloutConfig
+from rl4dlm.recipe.samplers import CACHES, SAMPLERS
 from rl4dlm.recipe.sections import DataConfig
 from rl4dlm.tracking.samples import visible
 
@@ -58,34 +60,37 @@ def sample_model(
 
 def print_samplers(console: Console | None = None) -> None:
     """What `rollout.remasking` and `rollout.cache` may be, a line each."""
-    from rl4dlm.decoding import STRATEGIES
-    from rl4dlm.rollout import CACHES
-
     samplers = Table(title="Samplers (rollout.remasking)", title_justify="left")
-    for column in ("name", "what it does", "exact law", "settings"):
+    for column in ("name", "what a step commits", "from", "exact law", "settings"):
         samplers.add_column(column, no_wrap=column == "name")
-    for name, strategy in STRATEGIES.items():
-        law = "yes" if strategy.exact_law else "no"
-        samplers.add_row(name, strategy.summary, law, ", ".join(strategy.settings))
+    for name, facts in SAMPLERS.items():
+        law = "yes" if facts.exact_law else "no"
+        samplers.add_row(name, _plain(facts.summary), facts.source, law, ", ".join(facts.settings))
     caches = Table(title="Caches (rollout.cache)", title_justify="left")
-    for column in ("name", "what it does", "exact", "attention"):
+    for column in ("name", "what a forward computes", "from", "exact", "attention"):
         caches.add_column(column, no_wrap=column == "name")
     for name, plan in CACHES.items():
-        caches.add_row(name, plan.summary, "yes" if plan.exact else "no", plan.attention)
+        caches.add_row(name, _plain(plan.summary), plan.source, "yes" if plan.exact else "no", plan.attention)
     out = console or Console()
     out.print(samplers)
     out.print(caches)
 
 
-def _sampler_section(recipe: str | None, settings: list[str]) -> Any:
+def _plain(summary: str) -> str:
+    """A summary without the marks that a page sets names apart with."""
+    return summary.replace("`", "")
+
+
+def _sampler_section(recipe: str | None, settings: list[str]) -> RolloutConfig:
     """The rollout section of a recipe, or the defaults, with settings changed."""
     from rl4dlm.recipe import load_recipe
     from rl4dlm.recipe.loader import check, parse_override
+    from rl4dlm.recipe.rules.sampling import SAMPLER_RULES
 
     overrides = [f"rollout.{setting}" for setting in settings]
     if recipe is not None:
         inside = Path(recipe) / "recipe.yaml"
-        return load_recipe(inside if inside.is_file() else recipe, overrides, rules=()).rollout
+        return load_recipe(inside if inside.is_file() else recipe, overrides, rules=SAMPLER_RULES).rollout
     rollout: dict[str, Any] = {}
     for override in overrides:
         rollout |= parse_override(override)["rollout"]
@@ -96,7 +101,7 @@ def _sampler_section(recipe: str | None, settings: list[str]) -> Any:
         "algorithm": {"type": "gdpo"},
         "rollout": rollout,
     }
-    return check(values, where="--set", rules=()).rollout
+    return check(values, where="--set", rules=SAMPLER_RULES).rollout
 
 
 # Colours of a committed token, from unsure to sure: the probability that it was committed with.

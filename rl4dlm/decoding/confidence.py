@@ -1,20 +1,17 @@
 """Confidences: how sure the model is of a position; larger is committed earlier.
 
 A confidence that looks at the drawn token biases which tokens survive; one that looks only at the
-distribution leaves the law of the committed token exact (specs: decoding 3.4, rl-algorithms 1.4).
+distribution leaves the law of the committed token exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rl4dlm.decoding.proposal import Law, probabilities, row_chunks
-
-ConfidenceFrom = Literal["raw", "tempered", "filtered"]
 
 
 def drawn_probability(logits: Tensor, token: Tensor, law: Law) -> Tensor:

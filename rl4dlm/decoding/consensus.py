@@ -1,12 +1,11 @@
 """Strategies that trust what several steps agree on: CCD with a fixed and with an adaptive number of commits.
 
-Source: Coherent contextual decoding, arXiv:2512.02044 (specs: decoding 5.7). History decides the order only;
-tokens are drawn from the present distribution, so that their recorded log-probabilities can be replayed.
+Source: Coherent contextual decoding, arXiv:2512.02044, and its released code for Dream. History decides the
+order only; tokens are drawn from the present distribution, so that their recorded log-probabilities can be
+replayed.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,18 +13,16 @@ from torch import Tensor
 from rl4dlm.decoding.confidence import neg_entropy
 from rl4dlm.decoding.proposal import draw, probabilities
 from rl4dlm.decoding.selection import top_k
+from rl4dlm.decoding.spec import SamplerSpec
 from rl4dlm.decoding.step import Decision, StateShapes, StepInput, Strategy
 from rl4dlm.types import FORCED, SAMPLED
-
-if TYPE_CHECKING:
-    from rl4dlm.decoding.spec import SamplerSpec
 
 # Positions per step whose distributions are kept, and steps that they are kept for (LLaDA; Dream: 3).
 KEPT_POSITIONS, KEPT_STEPS = 4, 2
 
-# CCD-DS: plain steps at the start of a block, growth of the candidate list, and the share of masks at which
-# it shrinks to one.
-WARM_UP_STEPS, GROWTH, FEW_MASKS = 5, 4, 0.1
+# CCD-DS: plain steps at the start of a block, growth of the candidate list, and the share of masks from
+# which on it has `LATE_SIZE` entries.
+WARM_UP_STEPS, GROWTH, FEW_MASKS, LATE_SIZE = 5, 4, 0.1, 2
 
 
 def ccd(spec: SamplerSpec, step: StepInput) -> Decision:
@@ -87,34 +84,43 @@ def _most_confident(step: StepInput, probs: Tensor, score: Tensor) -> tuple[Tens
 
 
 def ccd_ds(spec: SamplerSpec, step: StepInput) -> Decision:
-    """Commit the candidates of this step that were candidates before with the same likeliest token.
+    """Commit the candidates that were candidates of the step before, too, with the same likeliest token.
 
-    The candidate list grows by one per step up to 1 + `GROWTH` times the schedule's number. Where the best
-    position was no candidate before, or nothing agrees, it alone is committed.
+    Candidates are the most certain positions; those of the step before are what was left masked then. Where
+    none of the schedule's positions was a candidate before, or fewer agree than the schedule commits, the
+    schedule's positions are committed, as they are in the first `WARM_UP_STEPS` steps of a block.
     """
-    assert step.block_step is not None and step.block_length is not None
+    assert step.block_step is not None
     score = neg_entropy(step.logits, spec.confidence_law)
     dense, best = step.dense(score), step.dense(step.logits.max(dim=1).indices)
-    left = step.eligible.sum(dim=1)
-    size = torch.minimum(step.count + step.block_step, step.count * (1 + GROWTH))
-    size = torch.where(left <= FEW_MASKS * step.block_length, 1, size)
-    candidates, rank = top_k(dense, step.eligible, size)
+    size = _list_size(step)
+    candidates = top_k(dense, step.eligible, size)[0]
+    leading = top_k(dense, step.eligible, step.count)[0]
     before = _in_window(step, step.state["candidate"])
     agreed = candidates & before & (_in_window(step, step.state["token"]) == best)
-    leader = candidates & (rank == 0)
     plain = (step.block_step < WARM_UP_STEPS)[:, None]
-    consensus = (leader & before).any(dim=1, keepdim=True) & agreed.any(dim=1, keepdim=True)
-    single = torch.where(plain, top_k(dense, step.eligible, step.count)[0], leader)
-    chosen = torch.where(consensus & ~plain, agreed, single)
+    enough = (agreed.sum(dim=1) >= step.count)[:, None]
+    consensus = ~plain & enough & (leading & before).any(dim=1, keepdim=True)
+    chosen = torch.where(consensus, agreed, leading)
     picked = step.at_seen(chosen).nonzero().squeeze(1)
-    order = top_k(dense, chosen, left)[1].flatten()[step.index[picked]]
-    alone = step.at_seen((~(consensus | plain)).expand_as(chosen))[picked]
-    kind = torch.where(alone, FORCED, SAMPLED).to(torch.uint8)
+    order = top_k(dense, chosen, chosen.sum(dim=1))[1].flatten()[step.index[picked]]
+    fell_back = step.at_seen((~consensus & ~plain).expand_as(chosen))[picked]
+    kept = top_k(dense, step.eligible & ~chosen, size)[0]
     state = {
-        "candidate": _on_canvas(step, candidates, torch.zeros_like(step.state["candidate"])),
+        "candidate": _on_canvas(step, kept, torch.zeros_like(step.state["candidate"])),
         "token": _on_canvas(step, best, step.state["token"]),
     }
+    kind = torch.where(fell_back, FORCED, SAMPLED).to(torch.uint8)
     return _drawn_at(spec, step, picked, order, score, state=state, kind=kind)
+
+
+def _list_size(step: StepInput) -> Tensor:
+    """Candidates of a step, int64 `[rows]`: 1 in the warm-up but for its last step, then one more per step
+    up to 1 + `GROWTH` times the schedule's number; `LATE_SIZE` where few masks are left."""
+    assert step.block_step is not None and step.block_length is not None
+    grown = torch.minimum(step.block_step - WARM_UP_STEPS + 3, step.count * (1 + GROWTH))
+    late = step.eligible.sum(dim=1) <= FEW_MASKS * step.block_length
+    return torch.where(step.block_step < WARM_UP_STEPS - 1, 1, torch.where(late, LATE_SIZE, grown))
 
 
 def _in_window(step: StepInput, canvas: Tensor) -> Tensor:
@@ -157,16 +163,4 @@ def _ccd_ds_state(spec: SamplerSpec, vocab_size: int) -> StateShapes:
     return {"candidate": ((spec.gen_len,), torch.bool), "token": ((spec.gen_len,), torch.int64)}
 
 
-CCD = Strategy(
-    ccd,
-    "coherent contextual decoding: lowest entropy of the distribution averaged over recent steps",
-    exact_law=True,
-    state=_ccd_state,
-)
-
-CCD_DS = Strategy(
-    ccd_ds,
-    "coherent contextual decoding: every candidate that two steps agree on, at least one",
-    exact_law=True,
-    state=_ccd_ds_state,
-)
+CCD, CCD_DS = Strategy(ccd, state=_ccd_state), Strategy(ccd_ds, state=_ccd_ds_state)

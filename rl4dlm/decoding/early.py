@@ -1,6 +1,6 @@
 """Early commit: write all that is still masked as soon as the model has made up its mind.
 
-Source: Prophet, arXiv:2508.19982; SchED, arXiv:2512.02892 (specs: decoding 7). Combines with every sampler.
+Source: Prophet, arXiv:2508.19982; SchED, arXiv:2512.02892. Combines with every sampler.
 Departs from the released code: decided row by row, and thresholds are settings.
 """
 
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from rl4dlm.decoding.confidence import logit_gap
 from rl4dlm.decoding.proposal import tempered_softmax
+from rl4dlm.decoding.spec import SamplerSpec
 from rl4dlm.decoding.step import Decision, StepInput
+from rl4dlm.recipe.samplers import EarlyCommit
 from rl4dlm.types import EARLY_COMMIT, SAMPLED
-
-if TYPE_CHECKING:
-    from rl4dlm.decoding.spec import SamplerSpec
-
-EarlyCommit = Literal["none", "prophet", "sched_linear", "sched_cosine", "sched_exp"]
 
 # SchED's exponential schedule decays by exp(-4) over the steps.
 _DECAY = 4.0
@@ -33,7 +29,7 @@ def gap_threshold(kind: EarlyCommit, progress: Tensor, high: float, low: float) 
     Args:
         kind: `prophet`: high, their mean and low on the three thirds of the steps; `sched_...`: from high to
             low along a line, half a cosine, or an exponential that comes near low.
-        progress: float64 `[rows]`, from 0 at the first step to 1.
+        progress: float64 `[rows]`, in 0 to 1.
         high: logit units.
         low: logit units.
     """
@@ -99,7 +95,12 @@ def _mean_gap(spec: SamplerSpec, step: StepInput) -> Tensor:
 
 
 def _progress(spec: SamplerSpec, step: StepInput) -> Tensor:
-    """Share of the scheduled steps that have been taken, float64 `[rows]`, at most 1."""
+    """Share of the scheduled steps, float64 `[rows]`, at most 1.
+
+    Prophet's released code counts the present step (1 / S at the first step), its paper those before it;
+    SchED goes from 0 at the first step to 1 at the last.
+    """
     assert step.num_steps is not None
-    last = step.num_steps if spec.early_commit == "prophet" else (step.num_steps - 1).clamp(min=1)
-    return (step.step / last.double()).clamp(max=1.0)
+    if spec.early_commit == "prophet":
+        return ((step.step + 1) / step.num_steps.double()).clamp(max=1.0)
+    return (step.step / (step.num_steps - 1).clamp(min=1).double()).clamp(max=1.0)

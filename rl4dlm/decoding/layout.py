@@ -1,4 +1,4 @@
-"""Layouts: blocks on a canvas, filled from left to right (specs: decoding 2.1, 4.3).
+"""Layouts: blocks on a canvas, filled from left to right.
 
 With full attention the blocks begin with the canvas; later blocks exist as mask tokens and are attended to.
 A block-causal model has its blocks at multiples of their length from the first prompt token on, so the first

@@ -2,13 +2,13 @@
 
 The policy is a plug-in: any callable that maps `PolicyFeatures` to a logit per position, registered under a
 name. What it saw and did is recorded (`Trace.actions`), so it can be trained by the group's rewards.
-Source: arXiv:2512.09106 (specs: rl-algorithms 6.1, decoding 5.5).
+Source: arXiv:2512.09106.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,10 @@ from torch import Tensor
 from rl4dlm.decoding.confidence import top_probability
 from rl4dlm.decoding.proposal import Law, draw
 from rl4dlm.decoding.selection import top_k
+from rl4dlm.decoding.spec import SamplerSpec
 from rl4dlm.decoding.step import ORDER_STREAM, Actions, Decision, StepInput, Strategy
 from rl4dlm.errors import RecipeError
 from rl4dlm.types import FORCED, SAMPLED
-
-if TYPE_CHECKING:
-    from rl4dlm.decoding.spec import SamplerSpec
 
 
 @dataclass(frozen=True)
@@ -127,10 +125,4 @@ def learned(spec: SamplerSpec, step: StepInput) -> Decision:
     )
 
 
-LEARNED = Strategy(
-    learned,
-    "a policy network decides which positions to commit (rollout.policy)",
-    settings=("policy", "policy_sharpness"),
-    exact_law=True,
-    whole_canvas=True,
-)
+LEARNED = Strategy(learned)

@@ -1,7 +1,7 @@
 """Proposals: logits -> a token per position and its probability, from one counter-based uniform per position.
 
 Inverse-CDF sampling needs one random number per position where Gumbel noise needs one per vocabulary entry,
-and it has no tail that float32 could cut off (specs: decoding 1.4).
+and it has no tail that float32 could cut off.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def probabilities(logits: Tensor, law: Law) -> Tensor:
 def cut(probs: Tensor, law: Law) -> Tensor:
     """Zero the ids outside top-p and top-k and rescale the rest; equal ids stay by their order.
 
-    Source: nucleus sampling, arXiv:1904.09751; top-p before top-k as in Dream (specs: decoding 4.2).
+    Source: nucleus sampling, arXiv:1904.09751; top-p before top-k as in Dream.
     """
     ordered, ids = probs.sort(dim=1, descending=True, stable=True)
     mass = ordered.double().cumsum(dim=1)

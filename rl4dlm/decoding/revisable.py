@@ -1,29 +1,29 @@
-"""Strategies that may take tokens back: RCR and Saber. Their decisions are net changes of the canvas."""
+"""Strategies that may hide committed tokens again: RCR and Saber. Their decisions are net changes of the
+canvas."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from rl4dlm.decoding.confidence import top_probability
+from rl4dlm.decoding.confidence import margin, neg_entropy, top_probability
 from rl4dlm.decoding.revision import least_confident, running_confidence
 from rl4dlm.decoding.selection import above_threshold, top_k
+from rl4dlm.decoding.spec import SamplerSpec
 from rl4dlm.decoding.step import Decision, StateShapes, StepInput, Strategy, draw_everywhere
 from rl4dlm.types import FORCED, SAMPLED
-
-if TYPE_CHECKING:
-    from rl4dlm.decoding.spec import SamplerSpec
 
 
 def rcr(spec: SamplerSpec, step: StepInput) -> Decision:
     """Running confidence remasking: write everything, then hide the least confident of all ever written.
 
-    Source: MDPO, arXiv:2508.13148 (specs: rl-algorithms 2.6). Tokens of earlier blocks may be hidden again,
-    too.
+    Source: MDPO, arXiv:2508.13148. Tokens of earlier blocks may be hidden again, too. Departs from the
+    released code: what was never written is known by a mask, not by a confidence of 0.
     """
     drawn, score = draw_everywhere(spec, step)
+    if spec.rcr_confidence != "probability":
+        measure = neg_entropy if spec.rcr_confidence == "neg_entropy" else margin
+        score = measure(step.logits, spec.confidence_law)
     dense = step.dense(score)
     touched = step.state["touched"]
     running = running_confidence(step.state["running"], touched, dense, step.eligible, spec.rcr_update)
@@ -51,10 +51,10 @@ def _net_commits(step: StepInput, score: Tensor, kept: Tensor) -> tuple[Tensor, 
 
 
 def saber(spec: SamplerSpec, step: StepInput) -> Decision:
-    """Commit what exceeds the mean confidence of earlier commits, take back what became less likely since.
+    """Commit what exceeds the mean confidence of earlier commits, hide again what became less likely since.
 
-    Source: Saber, arXiv:2510.18165 (specs: decoding 6.2). The least number of commits, 2 in the paper, is
-    the schedule's. Every step commits at least one position more than it takes back.
+    Source: Saber, arXiv:2510.18165. The least number of commits, 2 in the paper, is the schedule's. Every
+    step commits at least one position more than it hides.
     """
     drawn, _ = draw_everywhere(spec, step)
     now = step.dense(top_probability(step.logits, spec.confidence_law))
@@ -100,8 +100,10 @@ def _least_gained(step: StepInput, now: Tensor, seen: Tensor, chosen: Tensor) ->
     None where no mask is left; else min(F - 1, max(n // 2, ceil(F / 8))) of them, F = max(n, commits).
     """
     written = seen & (chosen | ~step.eligible)
-    # A position that was never seen gains more than any difference of probabilities.
-    gain = torch.where(step.state["was_seen"], now - step.state["before"], 2.0)
+    # In a row's first step all positions gain on 0, so that the least confident is hidden. One that was
+    # first seen later gains more than any difference of probabilities.
+    new = torch.where((step.step == 0)[:, None], now, 2.0)
+    gain = torch.where(step.state["was_seen"], now - step.state["before"], new)
     commits = torch.maximum(step.count, chosen.sum(dim=1))
     count = torch.minimum(commits - 1, torch.maximum(step.count // 2, -(-commits // 8)))
     masks_left = (step.eligible & ~chosen).any(dim=1)
@@ -122,21 +124,4 @@ def _saber_state(spec: SamplerSpec, vocab_size: int) -> StateShapes:
     }
 
 
-RCR = Strategy(
-    rcr,
-    "MDPO: write everything, hide again what was written with the least confidence",
-    settings=("rcr_update",),
-    region="decoded",
-    revises=True,
-    state=_rcr_state,
-)
-
-SABER = Strategy(
-    saber,
-    "commit above the mean confidence so far, take back what became less likely",
-    exact_law=True,  # of what a step commits; what is taken back later depends on the tokens
-    region="decoded",
-    sees="decoded",
-    revises=True,
-    state=_saber_state,
-)
+RCR, SABER = Strategy(rcr, state=_rcr_state), Strategy(saber, state=_saber_state)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from rl4dlm.decoding.selection import top_k
-
-RcrUpdate = Literal["last", "max", "min"]
+from rl4dlm.recipe.samplers import RcrUpdate
 
 
 def running_confidence(
@@ -18,7 +15,7 @@ def running_confidence(
     """The confidences kept over the steps after some positions were written again.
 
     Source: MDPO's RCR, arXiv:2508.13148; the released code overwrites (`last`), the description keeps the
-    largest or the smallest (specs: rl-algorithms 2.6).
+    largest or the smallest.
 
     Args:
         running: float `[rows, width]`.

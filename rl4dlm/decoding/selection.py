@@ -13,7 +13,7 @@ def top_k(score: Tensor, eligible: Tensor, count: Tensor) -> tuple[Tensor, Tenso
     """The `count` eligible positions of highest score in each row; equal scores go to the lower position.
 
     A count above the number of eligible positions takes them all: it must never reach into positions that are
-    revealed already or not due yet (specs: decoding 2.2).
+    revealed already or not due yet.
 
     Args:
         score: float `[rows, width]`; finite where eligible, ignored elsewhere.

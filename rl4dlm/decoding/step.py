@@ -1,35 +1,26 @@
 """What one denoising step is given and what it decides: the interface of every strategy.
 
 A strategy gets logits and returns a decision; it never calls the model, so rows of one batch may be in
-different blocks and steps (specs: decoding 2.4).
+different blocks and steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rl4dlm.decoding.confidence import ConfidenceFrom, drawn_probability
+from rl4dlm.decoding.confidence import drawn_probability
 from rl4dlm.decoding.proposal import Law, Proposal, draw
-from rl4dlm.decoding.schedules import Schedule
 from rl4dlm.decoding.selection import top_k
+from rl4dlm.decoding.spec import SamplerSpec
 from rl4dlm.diffusion.seeds import counter_uniform
-
-if TYPE_CHECKING:
-    from rl4dlm.decoding.spec import SamplerSpec
 
 # Third counter of the uniforms that order positions; those that draw tokens have two counters.
 ORDER_STREAM = 1
-
-# Which positions a strategy may commit: masked ones of the active block, or also of earlier blocks.
-Region = Literal["block", "decoded"]
-
-# Which positions it needs logits of beside those: none, or all up to the end of the active block.
-Sees = Literal["eligible", "decoded"]
 
 
 @dataclass(frozen=True)
@@ -154,27 +145,11 @@ def _no_state(spec: SamplerSpec, vocab_size: int) -> StateShapes:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A named strategy: its decision, and what the engine and the user should know about it."""
+    """The functions of a sampler; its facts are its row in `rl4dlm.recipe.samplers.SAMPLERS`."""
 
     decide: Callable[[SamplerSpec, StepInput], Decision]
-    summary: str
-    """One line."""
-    settings: tuple[str, ...] = ()
-    """Fields of `SamplerSpec` that it reads beside those that all strategies read."""
-    exact_law: bool = False
-    """The committed token follows `softmax(logits / T)` whatever T is, because positions are chosen first."""
-    schedule: Schedule = "linear"
-    """How many positions a step commits, where the strategy does not find out for itself."""
-    confidence_from: ConfidenceFrom | None = None
-    """Replaces the recipe's; None leaves it."""
-    region: Region = "block"
     picks: Callable[[SamplerSpec, StepInput], Tensor] | None = None
     """Indices into the seen positions that a step will commit, where that needs no logits."""
-    sees: Sees = "eligible"
-    whole_canvas: bool = False
-    """Its window is the canvas, whatever is seen of it."""
-    revises: bool = False
-    """It may take tokens back, so its traces have events."""
     state: Callable[[SamplerSpec, int], StateShapes] = _no_state
     """(sampler, vocabulary size) -> what it keeps of a row."""
 

@@ -1,14 +1,13 @@
-"""Stopping: when a row is finished, and how long its completion is (specs: decoding 12.2)."""
+"""Stopping: when a row is finished, and how long its completion is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-EosPolicy = Literal["none", "block_eos", "block_all_eos", "accepted_eos"]
+from rl4dlm.recipe.samplers import EosPolicy
 
 
 def ends_row(stop: Tensor, masked: Tensor, active: Tensor, is_last: Tensor, eos_policy: EosPolicy) -> Tensor:

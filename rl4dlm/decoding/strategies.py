@@ -2,14 +2,13 @@
 
 They come in two kinds. Those that *draw, then choose*
 keep the draws they like best, so the committed token does not follow `softmax(logits / T)` at T > 0; those
-that *choose, then draw* do follow it (specs: rl-algorithms 1.4). `Strategy.exact_law` says which.
+that *choose, then draw* do follow it. `SamplerFacts.draws_first` says which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,9 @@ from rl4dlm.decoding.proposal import Proposal, draw
 from rl4dlm.decoding.revisable import RCR, SABER
 from rl4dlm.decoding.schedules import TIME_EPS
 from rl4dlm.decoding.selection import above_threshold, within_entropy, within_factor
+from rl4dlm.decoding.spec import SamplerSpec
 from rl4dlm.decoding.step import ORDER_STREAM, Decision, StepInput, Strategy, draw_everywhere
 from rl4dlm.types import FORCED, SAMPLED
-
-if TYPE_CHECKING:
-    from rl4dlm.decoding.spec import SamplerSpec
 
 Count = Callable[["SamplerSpec", StepInput, Tensor], tuple[Tensor, Tensor]]
 """(sampler, step, dense scores) -> int64 `[rows]` twice: how many to commit, and how many of them the rule
@@ -159,111 +156,47 @@ def _all_due(spec: SamplerSpec, step: StepInput, score: Tensor) -> tuple[Tensor,
     return due, due
 
 
-def _positions_first(
-    score: Score, summary: str, count: Count = _scheduled, *, blind: bool = False, **facts: Any
-) -> Strategy:
+def _positions_first(score: Score, count: Count = _scheduled, *, blind: bool = False) -> Strategy:
     """A strategy that chooses before it draws; `blind`: its scores need no logits."""
-    decided = partial(choose_then_draw, score=score, count=count)
     picks = partial(_blind_picks, score=score, count=count) if blind else None
-    return Strategy(decided, summary, exact_law=True, picks=picks, **facts)
+    return Strategy(partial(choose_then_draw, score=score, count=count), picks)
 
 
 def _blind_picks(spec: SamplerSpec, step: StepInput, *, score: Score, count: Count) -> Tensor:
     return _choose(spec, step, score(spec, step), count)[0]
 
 
-def _tokens_first(summary: str, count: Count = _scheduled, **facts: Any) -> Strategy:
-    return Strategy(partial(draw_then_choose, count=count), summary, **facts)
+def _tokens_first(count: Count = _scheduled) -> Strategy:
+    return Strategy(partial(draw_then_choose, count=count))
 
-
-_ORDER = ("order_temperature",)
-_DREAM: dict[str, Any] = {
-    "settings": _ORDER,
-    "schedule": "time_grid",
-    "confidence_from": "filtered",
-}
 
 STRATEGIES: dict[str, Strategy] = {
-    "low_confidence": _tokens_first(
-        "LLaDA, d1: draw everywhere, keep the draws of highest probability", settings=_ORDER
-    ),
-    "top_probability": _positions_first(
-        _top_probability, "positions of highest top probability, then draw there", settings=_ORDER
-    ),
-    "random": _positions_first(random_order, "positions in random order", blind=True),
-    "ar": _positions_first(_leftmost, "positions from left to right", blind=True),
-    "margin": _positions_first(
-        _margin, "positions where the best token is farthest ahead of the next", settings=_ORDER
-    ),
-    "neg_entropy": _positions_first(_neg_entropy, "positions of lowest entropy", settings=_ORDER),
-    "dream_origin": _positions_first(
-        _reveal_time, "Dream origin: every position at a time of its own", _all_due, blind=True
-    ),
-    "dream_maskgit_plus": _tokens_first("Dream maskgit_plus: low_confidence on Dream's time grid", **_DREAM),
-    "dream_topk_margin": _positions_first(
-        _margin, "Dream topk_margin: margin on Dream's time grid", **_DREAM
-    ),
-    "dream_entropy": _positions_first(
-        _neg_entropy, "Dream entropy: neg_entropy on Dream's time grid", **_DREAM
-    ),
-    "dynamic": _tokens_first(
-        "SDAR, TraDo: every draw above the threshold, at least as many as low_confidence",
-        _dynamic,
-        settings=("threshold",),
-    ),
-    "threshold": _tokens_first(
-        "Fast-dLLM: every draw that reaches the threshold, at least one",
-        _threshold,
-        settings=("threshold",),
-    ),
-    "factor": _tokens_first(
-        "Fast-dLLM: as many draws as (n + 1) (1 - n-th confidence) < factor allows, at least one",
-        _factor,
-        settings=("factor",),
-    ),
-    "top_dynamic": _positions_first(
-        _top_probability,
-        "dynamic by top probability, positions chosen before drawing",
-        _dynamic,
-        settings=("threshold",),
-    ),
-    "top_threshold": _positions_first(
-        _top_probability,
-        "threshold by top probability, positions chosen before drawing",
-        _threshold,
-        settings=("threshold",),
-    ),
-    "top_factor": _positions_first(
-        _top_probability,
-        "factor by top probability, positions chosen before drawing",
-        _factor,
-        settings=("factor",),
-    ),
-    "entropy_bound": _positions_first(
-        _neg_entropy,
-        "EB-Sampler: the most certain positions within an entropy budget, at least one",
-        partial(_entropy_bound, count_last=False),
-        settings=("entropy_budget",),
-    ),
-    "entropy_bound_cumsum": _positions_first(
-        _neg_entropy,
-        "SDAR entropy-bounded: as entropy_bound, the last entropy counted too",
-        partial(_entropy_bound, count_last=True),
-        settings=("entropy_budget",),
-    ),
-    "entropy_threshold": _positions_first(
-        _neg_entropy,
-        "dParallel: every position whose entropy is within the budget, at least one",
-        _entropy_threshold,
-        settings=("entropy_budget",),
-    ),
+    "low_confidence": _tokens_first(),
+    "top_probability": _positions_first(_top_probability),
+    "random": _positions_first(random_order, blind=True),
+    "ar": _positions_first(_leftmost, blind=True),
+    "margin": _positions_first(_margin),
+    "neg_entropy": _positions_first(_neg_entropy),
+    "dream_origin": _positions_first(_reveal_time, _all_due, blind=True),
+    "dream_maskgit_plus": _tokens_first(),
+    "dream_topk_margin": _positions_first(_margin),
+    "dream_entropy": _positions_first(_neg_entropy),
+    "dynamic": _tokens_first(_dynamic),
+    "threshold": _tokens_first(_threshold),
+    "factor": _tokens_first(_factor),
+    "top_dynamic": _positions_first(_top_probability, _dynamic),
+    "top_threshold": _positions_first(_top_probability, _threshold),
+    "top_factor": _positions_first(_top_probability, _factor),
+    "entropy_bound": _positions_first(_neg_entropy, partial(_entropy_bound, count_last=False)),
+    "entropy_bound_cumsum": _positions_first(_neg_entropy, partial(_entropy_bound, count_last=True)),
+    "entropy_threshold": _positions_first(_neg_entropy, _entropy_threshold),
     "rcr": RCR,
     "saber": SABER,
     "ccd": CCD,
     "ccd_ds": CCD_DS,
     "learned": LEARNED,
 }
-"""Strategies by their recipe name (`rollout.remasking`)."""
+"""Functions by the name that `rl4dlm.recipe.samplers.SAMPLERS` has the facts of."""
 
 
 def decide(spec: SamplerSpec, step: StepInput) -> Decision:
@@ -276,7 +209,7 @@ def decide(spec: SamplerSpec, step: StepInput) -> Decision:
     Returns:
         Masked positions only, and at least one of every row that has an eligible one.
     """
-    decision = spec.strategy.decide(spec, step)
+    decision = STRATEGIES[spec.remasking].decide(spec, step)
     return decision if spec.early_commit == "none" else commit_early(spec, step, decision)
 
 

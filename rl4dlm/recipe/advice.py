@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from rl4dlm.recipe.rules import Finding
+from rl4dlm.recipe.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from rl4dlm.recipe import Recipe, SFTRecipe
@@ -52,21 +53,10 @@ def _draws_come_from_seeds(recipe: SFTRecipe) -> Iterator[Finding]:
         )
 
 
-DRAWS_BEFORE_IT_CHOOSES = (
-    "low_confidence",
-    "dream_maskgit_plus",
-    "dynamic",
-    "threshold",
-    "factor",
-    "rcr",
-)
-"""Samplers under which the committed token does not follow the model's conditional law."""
-
-
 @advice
 def trajectories_follow_the_law(recipe: Recipe) -> Iterator[Finding]:
     rollout = recipe.rollout
-    biased = rollout.temperature > 0 and rollout.remasking in DRAWS_BEFORE_IT_CHOOSES
+    biased = rollout.temperature > 0 and SAMPLERS[rollout.remasking].draws_first
     if recipe.algorithm.scores_trajectories and biased:
         yield (
             "rollout.remasking",

@@ -1,8 +1,8 @@
-"""Rollouts: the engine that samples, the plain loop that it must equal, and the trajectory record."""
+"""Rollouts: the engine that samples, its caches, and the trajectory record."""
 
 from __future__ import annotations
 
-from rl4dlm.rollout.caches import CACHES
+from rl4dlm.recipe.samplers import CACHES
 from rl4dlm.rollout.engine import Engine, StepView
 from rl4dlm.rollout.graphs import Graphs
 from rl4dlm.rollout.record import (

@@ -3,7 +3,7 @@
 A plan names the query tokens of every row; the store holds keys and values by column, so a forward
 overwrites what it computes and attends to everything else as it was left. Exact for block-causal models,
 whose finished blocks see nothing that changes; approximate for full attention, where every token's keys
-change with the canvas. Source: decoding specification 9.
+change with the canvas.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl4dlm.decoding import SamplerSpec
+from rl4dlm.decoding import STRATEGIES, SamplerSpec
 from rl4dlm.diffusion.blocks import WindowLayout
+from rl4dlm.recipe.samplers import CACHES, CacheFacts
 from rl4dlm.rollout.graphs import Graphs, round_queries
 from rl4dlm.rollout.slots import Slots, Window
 from rl4dlm.rollout.store import Store
@@ -86,28 +87,26 @@ def dual_queries(view: RowView) -> Tensor:
 def dkv_decode_queries(view: RowView) -> Tensor:
     """What was not yet clean in the forward before: masked, or written in the last step (delayed caching).
 
-    Everything in the first two steps, at block starts, and every `cache_refresh` steps. dKV-Cache,
-    arXiv:2505.15781.
+    Everything in the first two steps of every block, and every `cache_refresh` steps. dKV-Cache,
+    arXiv:2505.15781, and its released code.
     """
-    return _dkv_refresh(view) | view.on_columns(_unclean(view.slots))
+    early = (view.slots.block_step <= 1)[:, None]
+    return early | view.begins_block | view.on_columns(_unclean(view.slots))
 
 
 def dkv_greedy_queries(view: RowView) -> Tensor:
     """What was written in the last step, what is written in this one, and its masked neighbours.
 
-    Needs a sampler that knows the order of positions beforehand. dKV-Cache-Greedy, arXiv:2505.15781.
+    Needs a sampler that knows the order of positions beforehand. Everything in the row's first two steps, at
+    block starts, and every `cache_refresh` steps. dKV-Cache-Greedy, arXiv:2505.15781.
     """
     recent = view.on_columns(_unclean(view.slots) & (view.slots.canvas != view.slots.mask_id))
     near = torch.nn.functional.max_pool1d(
         (view.due | recent).float()[:, None], 2 * NEIGHBOURS + 1, stride=1, padding=NEIGHBOURS
     )[:, 0].bool()
     masked = view.on_columns(view.slots.canvas == view.slots.mask_id)
-    return _dkv_refresh(view) | recent | view.due | (near & masked)
-
-
-def _dkv_refresh(view: RowView) -> Tensor:
     early = (view.slots.step <= 1)[:, None]
-    return early | view.begins_block
+    return early | view.begins_block | recent | view.due | (near & masked)
 
 
 def _unclean(slots: Slots) -> Tensor:
@@ -119,7 +118,7 @@ def free_queries(view: RowView) -> Tensor:
     """The block and what follows it; at a block's start also the block before, whose tokens are now final.
 
     Nothing before is ever computed again. FreeCache, arXiv:2505.21467, with the delayed write that keeps
-    keys of masks out of the store (specs: decoding 9.5).
+    keys of masks out of the store.
     """
     first = view.with_block_before
     return view.is_first | (view.column >= first)
@@ -129,7 +128,7 @@ def block_queries(view: RowView) -> Tensor:
     """The active block; at its start also the block before, which is thereby committed (fused commit).
 
     Exact for block-causal attention: the prompt is computed once, and each finished block once more in the
-    first forward of the next one (specs: decoding 4.3, 9.2).
+    first forward of the next one.
     """
     first = view.with_block_before
     new = view.is_first & ~view.slots.prompt_is_stored[:, None]
@@ -140,42 +139,15 @@ def block_queries(view: RowView) -> Tensor:
 NEIGHBOURS = 2
 
 
-@dataclass(frozen=True)
-class CachePlan:
-    """A named plan, and what goes with it."""
-
-    queries: Queries
-    summary: str
-    exact: bool
-    attention: str
-    """`full` or `block_causal`."""
-    feeds_later_blocks: bool
-    """Masked positions of later blocks are computed, so their logits can be had in every forward."""
-    knows_order: bool = False
-    """It needs a sampler whose order does not depend on logits."""
-
-
-CACHES: dict[str, CachePlan] = {
-    "block": CachePlan(
-        block_queries, "finished blocks kept, commit fused with the next block", True, "block_causal", False
-    ),
-    "prefix": CachePlan(
-        prefix_queries, "Fast-dLLM: prompt and earlier blocks kept within a block", False, "full", True
-    ),
-    "dual": CachePlan(
-        dual_queries, "Fast-dLLM: all but the active block kept within a block", False, "full", False
-    ),
-    "dkv_decode": CachePlan(
-        dkv_decode_queries, "dKV-Cache: written tokens kept after one more step", False, "full", True
-    ),
-    "dkv_greedy": CachePlan(
-        dkv_greedy_queries, "dKV-Cache-Greedy: only what is about to be written", False, "full", False, True
-    ),
-    "free": CachePlan(
-        free_queries, "FreeCache: prompt and finished blocks kept for good", False, "full", True
-    ),
+QUERIES: dict[str, Queries] = {
+    "block": block_queries,
+    "prefix": prefix_queries,
+    "dual": dual_queries,
+    "dkv_decode": dkv_decode_queries,
+    "dkv_greedy": dkv_greedy_queries,
+    "free": free_queries,
 }
-"""Cache plans by their recipe name (`rollout.cache`), beside `none`."""
+"""By the name that `rl4dlm.recipe.samplers.CACHES` has the facts of."""
 
 
 class CachedForward:
@@ -189,6 +161,7 @@ class CachedForward:
             graphs: what the denoiser runs its layers by; sizes are rounded for it.
         """
         self._denoiser, self._spec, self._plan = denoiser, spec, CACHES[spec.cache]
+        self._queries, self._picks = QUERIES[spec.cache], STRATEGIES[spec.remasking].picks
         self._align = None if graphs is None else graphs.align
         make = Store if graphs is None else graphs.store
         self._store = make(len(slots), slots.num_columns)
@@ -200,11 +173,11 @@ class CachedForward:
     def window(self, slots: Slots) -> Window:
         """What the step looks at: only what it will commit, where the plan needs to know that beforehand."""
         window = slots.window()
-        if not self._plan.knows_order:
+        if not self._plan.needs_order:
             return window
-        assert self._spec.strategy.picks is not None
+        assert self._picks is not None
         blind = torch.zeros(len(window.index), 0, device=slots.canvas.device)
-        due = window.index[self._spec.strategy.picks(self._spec, slots.step_input(window, blind))]
+        due = window.index[self._picks(self._spec, slots.step_input(window, blind))]
         eligible = torch.zeros_like(window.eligible).flatten().index_fill(0, due, True)
         return window._replace(eligible=eligible.view_as(window.eligible), index=due)
 
@@ -214,7 +187,7 @@ class CachedForward:
         if self._plan.attention == "block_causal":
             self._share_prompts(view)
         wanted = view.on_columns(scatter(slots.canvas, window, window.index))
-        queries = self._plan.queries(view) & view.is_real
+        queries = self._queries(view) & view.is_real
         if self._denoiser.spec.logit_shift:
             queries = queries | (with_token_before(wanted) & view.is_real)
         counts = queries.sum(dim=1)
@@ -318,7 +291,7 @@ def scatter(canvas: Tensor, window: Window, flat: Tensor) -> Tensor:
     return marked
 
 
-def _bounds(view: RowView, rows: list[int], plan: CachePlan, align: int) -> slice:
+def _bounds(view: RowView, rows: list[int], plan: CacheFacts, align: int) -> slice:
     """Columns that any of the rows may attend to; block-causal rows see nothing beyond their active block.
 
     Args:
@@ -330,7 +303,7 @@ def _bounds(view: RowView, rows: list[int], plan: CachePlan, align: int) -> slic
     return slice(first // align * align, min(-(-last // align) * align, view.column.shape[1]))
 
 
-def _visible(view: RowView, rows: Tensor, columns: Tensor, keys: slice, plan: CachePlan) -> Tensor:
+def _visible(view: RowView, rows: Tensor, columns: Tensor, keys: slice, plan: CacheFacts) -> Tensor:
     """bool `[rows, queries, keys]`; padded queries see what a real one in the last column would."""
     real = view.is_real[rows, keys][:, None, :]
     if plan.attention == "full":

@@ -1,6 +1,6 @@
 """Draft and verify: several denoising steps in one forward, with the samples of one step per forward.
 
-Source: FreeDave, arXiv:2510.00294 (specs: decoding 8.1). The logits of a state say what the next steps will
+Source: FreeDave, arXiv:2510.00294. The logits of a state say what the next steps will
 probably commit. A round runs the true state together with the states guessed to follow it, and goes along
 them for as long as each step commits exactly what was guessed. Since a step's draws are a function of (seed,
 step, position), the proof holds for sampling as for greedy decoding. Departs from the paper: guesses end with

@@ -2,7 +2,7 @@
 
 Plain torch, no Ray. Continuous batching: a finished row's slot goes to the next request at once, so rows of
 one forward are in different blocks and steps. A rollout is a function of (weights, request, sampler) alone:
-how requests are batched, ordered or padded does not enter it (specs: decoding 13.1).
+how requests are batched, ordered or padded does not enter it.
 """
 
 from __future__ import annotations

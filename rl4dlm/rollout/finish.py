@@ -69,7 +69,7 @@ class Finisher:
             step_block=row.step_block[: row.num_steps].astype(np.int16),
             step_masked=row.step_masked[: row.num_steps].astype(np.int32),
             predictions=pack_predictions(journal.predictions) if sampler.record_predictions else None,
-            events=self._events(journal, filler) if sampler.strategy.revises else None,
+            events=self._events(journal, filler) if sampler.facts.revises else None,
             actions=pack_actions(journal.actions) if journal.actions else None,
         )
 

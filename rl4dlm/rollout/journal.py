@@ -52,7 +52,7 @@ class Journal:
         """Record a step of all rows."""
         if self._spec.record_predictions:
             self._write_predictions(step, decision, window)
-        if self._spec.strategy.revises:
+        if self._spec.facts.revises:
             self._write_events(decision, window)
         if decision.actions is not None:
             self._write_actions(decision.actions, window)

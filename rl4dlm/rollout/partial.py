@@ -1,6 +1,6 @@
 """Partial decodes: the whole answer that a rollout had at each step, to be verified before it was finished.
 
-Source: MDPO, arXiv:2508.13148 (specs: rl-algorithms 2.1): every prediction is a complete answer.
+Source: MDPO, arXiv:2508.13148: every prediction is a complete answer.
 """
 
 from __future__ import annotations

@@ -31,11 +31,7 @@ class Request:
     """Denoising steps of this completion; None: the sampler's."""
 
     def sampler(self, spec: SamplerSpec) -> SamplerSpec:
-        """The sampler of this completion.
-
-        Raises:
-            RecipeError: its blocks and steps do not fit the canvas.
-        """
+        """The sampler of this completion; its blocks and steps must fit the canvas."""
         if self.block_length is None and self.steps is None:
             return spec
         return replace(

@@ -1,10 +1,11 @@
-"""Whether a sampler fits a model, asked before anything runs; and what to know about its samples."""
+"""Whether a sampler fits an opened model, asked before anything runs; and what to know about its samples."""
 
 from __future__ import annotations
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import RecipeError
-from rl4dlm.rollout.caches import CACHES
+from rl4dlm.recipe.rules.sampling import unfit_for_model
+from rl4dlm.recipe.samplers import CACHES
 from rl4dlm.types import DenoiserSpec
 
 
@@ -14,59 +15,10 @@ def check_sampler(spec: SamplerSpec, model: DenoiserSpec) -> None:
     Raises:
         RecipeError: naming the settings and the remedy.
     """
-    check_blocks(spec, model)
-    check_cache(spec, model)
-
-
-def check_blocks(sampler: SamplerSpec, spec: DenoiserSpec) -> None:
-    """Refuse blocks that a block-causal model was not made for.
-
-    Raises:
-        RecipeError: naming both lengths and the remedy.
-    """
-    trained = spec.block_length
-    if spec.attention == "full" or trained is None:
-        return
-    if sampler.block_length % trained:
-        raise RecipeError(
-            f"rollout.block_length = {sampler.block_length} does not fit a block-causal model with blocks of "
-            f"{trained}.\nFix: use {trained}, or a multiple of it to enlarge the model's blocks."
-        )
-
-
-def check_cache(spec: SamplerSpec, model: DenoiserSpec) -> None:
-    """Refuse a cache that does not fit the model or the sampler.
-
-    Raises:
-        RecipeError: naming the settings and the remedy.
-    """
-    if spec.cache == "none":
-        return
-    if spec.cache not in CACHES:
-        known = " or ".join(("none", *CACHES))
-        raise RecipeError(f"rollout.cache = {spec.cache!r} is not known.\nFix: use {known}.")
-    plan = CACHES[spec.cache]
-    fitting = " or ".join(["none", *(n for n, p in CACHES.items() if p.attention == model.attention)])
-    if plan.attention != model.attention:
-        raise RecipeError(
-            f"rollout.cache = {spec.cache} is for {plan.attention} attention, and the model's is "
-            f"{model.attention}.\nFix: use {fitting}."
-        )
-    if plan.knows_order and spec.strategy.picks is None:
-        raise RecipeError(
-            f"rollout.cache = {spec.cache} needs to know which positions come next before the forward, and "
-            f"rollout.remasking = {spec.remasking} finds out by it.\nFix: use random, ar or dream_origin."
-        )
-    if spec.early_commit != "none" and not plan.feeds_later_blocks:
-        raise RecipeError(
-            f"rollout.cache = {spec.cache} computes the active block only, and rollout.early_commit = "
-            f"{spec.early_commit} looks at all masks.\nFix: set one of them to none."
-        )
-    if spec.cache_refresh and plan.exact:
-        raise RecipeError(
-            f"rollout.cache_refresh = {spec.cache_refresh}: rollout.cache = {spec.cache} is exact and never "
-            "refreshed.\nFix: remove it."
-        )
+    for _, problem, remedy in unfit_for_model(
+        spec.cache, spec.block_length, model.attention, model.block_length
+    ):
+        raise RecipeError(f"{problem}.\nFix: {remedy}.")
 
 
 def sampler_notes(spec: SamplerSpec) -> list[str]:

@@ -1,22 +1,22 @@
-"""Slots: the per-row state of the completions under way, as tensors whose first dimension is the slot.
+"""Slots: the completions under way, row by row, and what a step reads from and writes into them.
 
-Every row has its own block and step, so rows that started at different times share a forward. A slot that is
-filled again starts from nothing: no value of its former tenant is left.
+Every row has its own block and step, so rows that started at different times share a forward.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rl4dlm.decoding import Decision, SamplerSpec, StepInput, block_span, num_blocks
+from rl4dlm.decoding import STRATEGIES, Decision, SamplerSpec, StepInput, block_span, num_blocks
 from rl4dlm.rollout.request import Request, block_offset
+from rl4dlm.rollout.row_arrays import RowArrays
 from rl4dlm.types import SAMPLED, DenoiserSpec
 
 
@@ -62,25 +62,13 @@ class RawRow:
     tokens: int
 
 
-class Slots:
-    """The rows under way.
+class Slots(RowArrays):
+    """The rows under way, and what each of them is about.
 
     Attributes:
         tenants: per slot the index of its request.
         prompt_lens: per slot the length of its prompt; the same on the device in `prompt_len`.
-        prompt: int64 `[slots, longest prompt]`, right-aligned.
-        canvas: int64 `[slots, completion]`, mask token where not committed.
-        seed, step, block, block_step: int64 `[slots]`: randomness, global step, active block, step within it.
-        num_steps, block_length, block_steps, offset, last_block: int64 `[slots]`: the row's own sampler:
-            steps in all, tokens and steps per block, prompt tokens in the first block, index of the last
-            block.
-        forwards, tokens: int64 `[slots]`: forwards so far that the row took part in, and its query tokens.
-        schedule: int64 `[slots, longest schedule]`: commits per step of a block.
-        step_map, rank, kind, logp, score: `[slots, completion]`, the trace so far; 0 where not committed.
-        step_block, step_masked: `[slots, completion]`, per step taken; a step commits at least one.
-        prompt_is_stored: bool `[slots]`: the cache has the prompt's finished blocks already.
         fresh: slots filled since the last step.
-        state: per name `[slots, ...]`, what the strategy keeps.
     """
 
     def __init__(
@@ -97,85 +85,68 @@ class Slots:
         Args:
             align: columns of prompts come in multiples of it.
         """
-        rows, longest = min(num_slots, len(requests)), max(len(request.prompt_ids) for request in requests)
-        width = -(-longest // align) * align
-        self._align = align
-        self._spec, self._model, self._device = spec, model, device
-        samplers = [request.sampler(spec) for request in requests]
-        self._samplers, self._width = samplers, max(sampler.block_length for sampler in samplers)
+        self._align, self._spec, self._model, self._device = align, spec, model, device
         self.requests, self.fresh = requests, list[int]()
-        self.tenants = [-1] * rows
-        self.prompt_lens = [0] * rows
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self.prompt, self.prompt_len = zeros(rows, width), zeros(rows)
-        self.canvas = zeros(rows, spec.gen_len)
-        self.seed, self.step, self.block, self.block_step = zeros(rows), zeros(rows), zeros(rows), zeros(rows)
-        self.num_steps, self.block_length, self.block_steps = zeros(rows), zeros(rows), zeros(rows)
-        self.forwards, self.tokens = zeros(rows), zeros(rows)
-        self.prompt_is_stored = zeros(rows, dtype=torch.bool)
-        self.offset, self.last_block = zeros(rows), zeros(rows)
-        self.schedule = zeros(rows, max(len(sampler.schedule()) for sampler in set(samplers)))
-        self.step_map = zeros(rows, spec.gen_len, dtype=torch.int32)
-        self.rank = zeros(rows, spec.gen_len, dtype=torch.int16)
-        self.kind = zeros(rows, spec.gen_len, dtype=torch.uint8)
-        self.logp = zeros(rows, spec.gen_len, dtype=torch.float32)
-        self.score = zeros(rows, spec.gen_len, dtype=torch.float32)
-        self.step_block = zeros(rows, spec.gen_len, dtype=torch.int16)
-        self.step_masked = zeros(rows, spec.gen_len, dtype=torch.int32)
+        self._samplers = [request.sampler(spec) for request in requests]
+        self._width = max(sampler.block_length for sampler in self._samplers)
+        rows, longest = min(num_slots, len(requests)), max(len(request.prompt_ids) for request in requests)
+        self.tenants, self.prompt_lens = [-1] * rows, [0] * rows
+        widths = {
+            "prompt": -(-longest // align) * align,
+            "canvas": spec.gen_len,
+            "schedule": max(len(sampler.schedule()) for sampler in set(self._samplers)),
+        }
+        self.make_empty(rows, widths, {"pad": model.pad_id, "mask": model.mask_id}, device)
         self.state = {
-            name: zeros(rows, *shape, dtype=dtype)
-            for name, (shape, dtype) in spec.strategy.state(spec, model.vocab_size).items()
+            name: torch.zeros(rows, *shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in STRATEGIES[spec.remasking].state(spec, model.vocab_size).items()
         }
         self.admit(range(rows), range(rows))
 
     def __len__(self) -> int:
         return len(self.tenants)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
     def admit(self, slots: Sequence[int], indices: Sequence[int]) -> None:
         """Put the requests at `indices` into `slots`, each of which starts anew."""
-        where = torch.tensor(list(slots), dtype=torch.int64, device=self._device)
-        for tensor in (*self._tensors().values(), *self.state.values()):
-            tensor[where] = 0
-        self.canvas[where] = self._model.mask_id
+        where = self._places(slots)
+        self.clear(where)
         width, tenants = self.prompt.shape[1], [self.requests[index] for index in indices]
-        pad = self._model.pad_id
-        padded = [[pad] * (width - len(t.prompt_ids)) + list(t.prompt_ids) for t in tenants]
-        prompt = torch.tensor(padded, dtype=torch.int64, device=self._device)
-        self.prompt[where] = prompt.view(len(tenants), width)
-        self._admit_numbers(where, [self._numbers(self.requests[i], self._samplers[i]) for i in indices])
+        padded = [[self._model.pad_id] * (width - len(t.prompt_ids)) + list(t.prompt_ids) for t in tenants]
+        self.prompt[where] = self._places(padded).view(len(tenants), width)
+        numbers = [self._numbers(self.requests[i], self._samplers[i]) for i in indices]
+        table = self._places([list(row.values()) for row in numbers])
+        for column, name in enumerate(numbers[0]):
+            getattr(self, name)[where] = table[:, column]
+        self.schedule[where] = self._places([self._schedule(self._samplers[i]) for i in indices])
         self.fresh = sorted({*self.fresh, *slots})
         for slot, index, tenant in zip(slots, indices, tenants, strict=True):
             self.tenants[slot], self.prompt_lens[slot] = index, len(tenant.prompt_ids)
 
-    def _numbers(self, request: Request, sampler: SamplerSpec) -> list[int]:
-        """What a row knows about its request and its sampler."""
-        length, block_length = len(request.prompt_ids), sampler.block_length
-        offset = block_offset(length, self._model, block_length)
-        last = num_blocks(sampler.gen_len, block_length, offset) - 1
-        schedule = sampler.schedule()
-        padded = schedule + schedule[-1:] * (self.schedule.shape[1] - len(schedule))
-        numbers = [request.seed, length, sampler.steps, block_length, sampler.steps_per_block]
-        return [*numbers, offset, last, *padded]
+    def _places(self, numbers: Sequence[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(list(numbers), dtype=torch.int64, device=self._device)
 
-    def _admit_numbers(self, where: Tensor, numbers: list[list[int]]) -> None:
-        table = torch.tensor(numbers, dtype=torch.int64, device=self._device)
-        names = ("seed", "prompt_len", "num_steps", "block_length", "block_steps", "offset", "last_block")
-        for column, name in enumerate(names):
-            getattr(self, name)[where] = table[:, column]
-        self.schedule[where] = table[:, len(names) :]
+    def _numbers(self, request: Request, sampler: SamplerSpec) -> dict[str, int]:
+        """What a row knows about its request and its sampler, by the name of the array."""
+        offset = block_offset(len(request.prompt_ids), self._model, sampler.block_length)
+        return {
+            "seed": request.seed,
+            "prompt_len": len(request.prompt_ids),
+            "num_steps": sampler.steps,
+            "block_length": sampler.block_length,
+            "block_steps": sampler.steps_per_block,
+            "offset": offset,
+            "last_block": num_blocks(sampler.gen_len, sampler.block_length, offset) - 1,
+        }
+
+    def _schedule(self, sampler: SamplerSpec) -> list[int]:
+        """Commits per step of a block, the last one repeated."""
+        counts = sampler.schedule()
+        return [*counts, *counts[-1:] * (self.schedule.shape[1] - len(counts))]
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop every other slot."""
-        where = torch.tensor(list(slots), dtype=torch.int64, device=self._device)
-        for name, tensor in self._tensors().items():
-            setattr(self, name, tensor[where])
-        self.state = {name: tensor[where] for name, tensor in self.state.items()}
+        where = self._places(slots)
+        self.map_arrays(lambda array: array[where])
         self.fresh = [new for new, old in enumerate(slots) if old in self.fresh]
         self.tenants = [self.tenants[slot] for slot in slots]
         self.prompt_lens = [self.prompt_lens[slot] for slot in slots]
@@ -222,11 +193,10 @@ class Slots:
 
     def window(self) -> Window:
         """What the step looks at: the active blocks, or the canvases where the sampler needs more."""
-        spec = self._spec
+        spec, facts = self._spec, self._spec.facts
         start, end = self.span().split(1, dim=1)
-        early = spec.early_commit != "none"
-        strategy = spec.strategy
-        if strategy.region == "block" and not (strategy.whole_canvas or early or spec.record_predictions):
+        sees_masks = spec.early_commit != "none" or spec.record_predictions
+        if not (facts.revises or facts.sees_canvas or sees_masks):
             position = start + torch.arange(self._width, device=self._device)
             inside = position < end
             position = position.clamp(max=self.canvas.shape[1] - 1)
@@ -234,10 +204,9 @@ class Slots:
             return Window(position, masked, masked, masked.flatten().nonzero().squeeze(1))
         position = torch.arange(self.canvas.shape[1], device=self._device).expand_as(self.canvas)
         masked, decoded = self.canvas == self._model.mask_id, position < end
-        earliest = start if strategy.region == "block" else 0
-        eligible = masked & decoded & (position >= earliest)
-        seen = masked if early or spec.record_predictions else eligible
-        if strategy.sees == "decoded":
+        eligible = masked & decoded & (position >= (0 if facts.revises else start))
+        seen = masked if sees_masks else eligible
+        if facts.sees_committed:
             seen = seen | decoded
         if spec.answer_region is not None:
             first, last = spec.answer_region
@@ -311,18 +280,16 @@ class Slots:
     def fork(self) -> Slots:
         """A copy whose steps leave these rows as they are."""
         other = copy.copy(self)
-        for name, tensor in self._tensors().items():
-            setattr(other, name, tensor.clone())
-        other.state = {name: tensor.clone() for name, tensor in self.state.items()}
+        other.map_arrays(Tensor.clone)
         return other
 
     def rows(self, slots: Sequence[int]) -> list[RawRow]:
         """Copies of finished rows on the CPU."""
-        where = torch.tensor(list(slots), dtype=torch.int64, device=self._device)
-        names = ("canvas", "step_map", "rank", "kind", "logp", "score", "step_block", "step_masked")
-        arrays = {name: getattr(self, name)[where].cpu().numpy() for name in names}
+        where = self._places(slots)
+        *names, _, _, _ = (column.name for column in fields(RawRow))
+        arrays = [getattr(self, name)[where].cpu().numpy() for name in names]
         numbers = torch.stack([self.step, self.forwards, self.tokens], dim=1)[where].tolist()
-        return [RawRow(*(array[i] for array in arrays.values()), *row) for i, row in enumerate(numbers)]
+        return [RawRow(*(array[i] for array in arrays), *row) for i, row in enumerate(numbers)]
 
     def sampler(self, slot: int) -> SamplerSpec:
         """The sampler of the row in a slot."""

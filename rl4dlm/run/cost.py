@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from rl4dlm.models import ModelFacts, UnmaskNet
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
+from rl4dlm.recipe.samplers import SAMPLERS
 from rl4dlm.recipe.sections import RolloutConfig
 
 GIB = 2**30
@@ -151,7 +152,7 @@ def _rank_bytes(
 
 def _rollout_bytes(recipe: AnyRecipe, facts: ModelFacts, prompt_tokens: int) -> dict[str, float]:
     rollout, size = recipe.rollout, _dtype_bytes(recipe)
-    looks_everywhere = _records_predictions(recipe) or rollout.remasking == "rcr"
+    looks_everywhere = _records_predictions(recipe) or SAMPLERS[rollout.remasking].revises
     scored = rollout.max_completion_length if looks_everywhere else rollout.block_length
     tokens = rollout.slots * (prompt_tokens + rollout.max_completion_length)
     widest = 4 * facts.hidden_size + 3 * facts.mlp_size

@@ -1,8 +1,8 @@
 """The sampling loop that most repositories have: what the engine is timed against.
 
 Fixed batches; at every step prompt and canvas of all rows go through body and head; noise over the whole
-vocabulary in float64; every row runs to the last step. `reference.py` is the plain sampler that the engine
-must equal in every record; this one is batched, so that its time is what a plain loop costs.
+vocabulary in float64; every row runs to the last step. `reference_sampler.py` has the plain sampler that the
+engine must equal in every record; this one is batched, so that its time is what a plain loop costs.
 """
 
 from __future__ import annotations

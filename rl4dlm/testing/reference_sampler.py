@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rl4dlm.decoding import PolicyFeatures, SamplerSpec, action_logp
 from rl4dlm.decoding.confidence import drawn_probability, logit_gap, margin, neg_entropy, top_probability
-from rl4dlm.decoding.consensus import FEW_MASKS, GROWTH, KEPT_POSITIONS, KEPT_STEPS, WARM_UP_STEPS
+from rl4dlm.decoding.consensus import FEW_MASKS, GROWTH, KEPT_POSITIONS, KEPT_STEPS, LATE_SIZE, WARM_UP_STEPS
 from rl4dlm.decoding.early import gap_threshold
 from rl4dlm.decoding.learned import find_policy
 from rl4dlm.decoding.proposal import Law, draw, probabilities
@@ -29,7 +29,7 @@ from rl4dlm.diffusion.seeds import counter_uniform
 from rl4dlm.rollout.finish import Decode, Finisher
 from rl4dlm.rollout.journal import RowJournal
 from rl4dlm.rollout.request import Request, block_offset, check_lengths
-from rl4dlm.rollout.sampler_checks import check_blocks
+from rl4dlm.rollout.sampler_checks import check_sampler
 from rl4dlm.rollout.slots import RawRow
 from rl4dlm.types import EARLY_COMMIT, FILL, FORCED, REMASK, REVEAL, SAMPLED, Denoiser, Rollout
 
@@ -57,13 +57,13 @@ def generate_reference(
 
     Raises:
         DataError: a prompt and the canvas are longer than the model's positions.
-        RecipeError: blocks do not fit the canvas or the model.
+        RecipeError: the sampler does not fit the model.
     """
     check_lengths(requests, spec.gen_len, denoiser.spec)
     finisher, rollouts = Finisher(denoiser.spec, policy_version, decode), []
     for request in requests:
         sampler = request.sampler(spec)
-        check_blocks(sampler, denoiser.spec)
+        check_sampler(sampler, denoiser.spec)
         row, journal = denoise(denoiser, sampler, request)
         rollouts.append(finisher.finish(request, sampler, row, journal))
     return rollouts
@@ -340,7 +340,7 @@ def ordered_choice(
 
 def rcr_choice(state: State, inside: range) -> Choice:
     """Write all masked positions up to the block's end, hide the least confident of all ever written."""
-    scores, masked = drawn_score(state), state.masked(range(inside.stop))
+    scores, masked = RCR_SCORES[state.spec.rcr_confidence](state), state.masked(range(inside.stop))
     merges: dict[str, Callable[[float, float], float]] = {
         "last": lambda old, new: new,
         "max": max,
@@ -373,7 +373,8 @@ def saber_choice(state: State, inside: range) -> Choice:
     hidden: list[int] = []
     if len(chosen) < len(masked):
         written = sorted(set(visible) - set(masked) | set(chosen))
-        gain = {p: scores[p] - np.float32(state.before.get(p, -np.inf)) for p in written}
+        nothing = 0.0 if state.step == 0 else -np.inf
+        gain = {p: scores[p] - np.float32(state.before.get(p, nothing)) for p in written}
         commits = max(count, len(chosen))
         back = min(commits - 1, max(count // 2, math.ceil(commits / 8)))
         hidden = sorted(written, key=lambda position: (gain[position], position))[:back]
@@ -402,23 +403,28 @@ def ccd_choice(state: State, inside: range) -> Choice:
 
 
 def ccd_ds_choice(state: State, inside: range) -> Choice:
-    """Commit the candidates of this and the last step that kept their likeliest token, or the best one."""
+    """Commit the candidates of this and the last step that kept their likeliest token, or as scheduled."""
     assert state.logits is not None
     scores = neg_entropy(state.logits, state.spec.confidence_law).cpu().numpy()
     likeliest = state.logits.argmax(dim=1).tolist()
     masked, count = state.masked(inside), scheduled(state, [])[0]
     order = sorted(masked, key=lambda position: (-scores[position], position))
-    size = min(count + state.block_step, count * (1 + GROWTH))
-    if len(masked) <= FEW_MASKS * state.spec.block_length:
-        size = 1
-    now, before = order[:size], state.candidates
-    state.candidates = {position: likeliest[position] for position in now}
-    if state.block_step < WARM_UP_STEPS:
-        return Choice(order[:count], set(), [], scores, scores)
-    agreed = [position for position in now if before.get(position) == likeliest[position]]
-    if order[0] in before and agreed:
-        return Choice(agreed, set(), [], scores, scores)
-    return Choice(order[:1], {order[0]}, [], scores, scores)
+    size = 1
+    for _ in range(WARM_UP_STEPS - 1, state.block_step + 1):
+        size = min(size + 1, count * (1 + GROWTH))
+    if state.block_step >= WARM_UP_STEPS - 1 and len(masked) <= FEW_MASKS * state.spec.block_length:
+        size = LATE_SIZE
+    before, leading = state.candidates, order[:count]
+    agreed = [position for position in order[:size] if before.get(position) == likeliest[position]]
+    chosen, forced = leading, set[int]()
+    if state.block_step >= WARM_UP_STEPS:
+        if len(agreed) >= count and any(position in before for position in leading):
+            chosen = agreed
+        else:
+            forced = set(leading)
+    left = [position for position in order if position not in chosen]
+    state.candidates = {position: likeliest[position] for position in left[:size]}
+    return Choice(chosen, forced, [], scores, scores)
 
 
 def policy_choice(state: State, inside: range) -> Choice:
@@ -448,8 +454,10 @@ def leave_early(state: State, choice: Choice, masked: list[int]) -> Choice:
     assert state.logits is not None and state.token is not None and state.logp is not None
     region = masked if spec.answer_region is None else range(*spec.answer_region)
     gaps = logit_gap(state.logits).double()[list(region)]
-    last = spec.steps if spec.early_commit == "prophet" else max(1, spec.steps - 1)
-    progress = torch.tensor([min(1.0, state.step / last)], dtype=torch.float64)
+    done = (state.step + 1) / spec.steps
+    if spec.early_commit != "prophet":
+        done = state.step / max(1, spec.steps - 1)
+    progress = torch.tensor([min(1.0, done)], dtype=torch.float64)
     least = gap_threshold(spec.early_commit, progress, spec.early_commit_high, spec.early_commit_low)
     if float(gaps.mean()) < float(least):
         return choice
@@ -459,6 +467,13 @@ def leave_early(state: State, choice: Choice, masked: list[int]) -> Choice:
     scores[masked] = prob[masked].cpu()
     return Choice(masked, set(), [], scores, choice.confidence, early=True)
 
+
+RCR_SCORES: dict[str, Callable[[State], np.ndarray]] = {
+    "probability": drawn_score,
+    "neg_entropy": distribution_score(neg_entropy),
+    "margin": distribution_score(margin),
+}
+"""By `rcr_confidence`."""
 
 CHOICES: dict[str, Callable[[State, range], Choice]] = {
     "low_confidence": ordered_choice(drawn_score),

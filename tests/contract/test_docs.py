@@ -37,7 +37,7 @@ def anchors(page: Path) -> set[str]:
     return {heading.replace(" ", "-") for heading in kept}
 
 
-@pytest.mark.parametrize("name", ["make_recipe_docs.py", "make_map_docs.py"])
+@pytest.mark.parametrize("name", ["make_recipe_docs.py", "make_sampler_docs.py", "make_map_docs.py"])
 def test_generated_parts_are_up_to_date(name):
     script = ROOT / "scripts" / name
     done = subprocess.run(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rl4dlm.recipe.rules.base import Finding, divisors_near, rule
+from rl4dlm.recipe.rollout_section import RolloutConfig
+from rl4dlm.recipe.rules.base import Finding, Rule, divisors_near, rule
+from rl4dlm.recipe.samplers import CACHES, SAMPLERS, own_settings, readers, samplers_that
 
 if TYPE_CHECKING:
-    from rl4dlm.recipe import Recipe
+    from rl4dlm.recipe.root import AnyRecipe, Recipe
 
 
 @rule
@@ -49,27 +51,17 @@ def _unfit_blocks(recipe: Recipe, key: str, block: int) -> Iterator[Finding]:
         )
 
 
-# Samplers whose confidence in a position is no probability.
-_NO_PROBABILITY = (
-    "random",
-    "ar",
-    "neg_entropy",
-    "dream_origin",
-    "dream_entropy",
-    "entropy_bound",
-    "entropy_bound_cumsum",
-    "entropy_threshold",
-)
-
-
 @rule
 def confidences_are_weights(recipe: Recipe) -> Iterator[Finding]:
     algorithm, remasking = recipe.algorithm, recipe.rollout.remasking
     weighs = algorithm.type == "mdpo" and algorithm.token_weights == "confidence"
-    if weighs and remasking in _NO_PROBABILITY:
+    facts = SAMPLERS[remasking]
+    by_entropy = recipe.rollout.rcr_confidence == "neg_entropy"
+    if weighs and (by_entropy or not facts.has_probabilities):
+        named = "rcr_confidence = neg_entropy" if by_entropy else f"remasking = {remasking}"
         yield (
             "rollout.remasking",
-            f"rollout.remasking = {remasking} has confidences that are no probabilities, and "
+            f"rollout.{named} has confidences that are no probabilities, and "
             "algorithm.token_weights = confidence weighs predictions by them",
             "set algorithm.token_weights: uniform, or use low_confidence or rcr",
         )
@@ -96,43 +88,184 @@ def groups_have_company(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-# Which samplers read a setting that is not for all of them.
-_READERS = {
-    "threshold": ("dynamic", "threshold", "top_dynamic", "top_threshold"),
-    "factor": ("factor", "top_factor"),
-    "entropy_budget": ("entropy_bound", "entropy_bound_cumsum", "entropy_threshold"),
-    "order_temperature": (
-        "low_confidence",
-        "top_probability",
-        "margin",
-        "neg_entropy",
-        "dream_maskgit_plus",
-        "dream_topk_margin",
-        "dream_entropy",
-    ),
-    "rcr_update": ("rcr",),
-    "policy": ("learned",),
-    "policy_sharpness": ("learned",),
-}
-
-
 @rule
 def sampler_settings_are_read(recipe: Recipe) -> Iterator[Finding]:
     rollout = recipe.rollout
-    for key, readers in _READERS.items():
+    for key in own_settings():
         value = getattr(rollout, key)
-        if value != type(rollout).model_fields[key].default and rollout.remasking not in readers:
+        if value != RolloutConfig.model_fields[key].default and rollout.remasking not in readers(key):
             yield (
                 f"rollout.{key}",
                 f"rollout.{key} = {value} is not read by rollout.remasking = {rollout.remasking}",
-                f"remove it, or use {' or '.join(readers)}",
+                f"remove it, or use {' or '.join(readers(key))}",
             )
+
+
+@rule
+def a_policy_decides(recipe: Recipe) -> Iterator[Finding]:
+    rollout, method = recipe.rollout, getattr(recipe, "algorithm", None)
+    trained = method is not None and method.type == "unmasking_policy"  # it says what to set itself
+    if "policy" in SAMPLERS[rollout.remasking].settings and not rollout.policy and not trained:
+        yield (
+            "rollout.policy",
+            f"rollout.remasking = {rollout.remasking} asks a policy, and rollout.policy is not set",
+            "name a folder that holds one, or a registered policy",
+        )
+
+
+@rule
+def early_commits_look_somewhere(recipe: Recipe) -> Iterator[Finding]:
+    rollout = recipe.rollout
+    region, length, kind = rollout.answer_region, rollout.max_completion_length, rollout.early_commit
+    if kind == "prophet" and not (region is not None and 0 <= region[0] < region[1] <= length):
+        yield (
+            "rollout.answer_region",
+            f"rollout.answer_region = {region}: prophet looks at the place of the answer on the canvas",
+            f"give two positions within 0 and {length}, or use sched_cosine",
+        )
+    if kind != "prophet" and region is not None:
+        yield (
+            "rollout.answer_region",
+            f"rollout.answer_region = {list(region)} is read by rollout.early_commit = prophet only",
+            "remove it",
+        )
+    for key in ("early_commit_high", "early_commit_low"):
+        value = getattr(rollout, key)
+        if kind == "none" and value != RolloutConfig.model_fields[key].default:
+            yield (
+                f"rollout.{key}",
+                f"rollout.{key} = {value} is not read without rollout.early_commit",
+                "remove it, or set rollout.early_commit",
+            )
+
+
+@rule
+def an_accepted_end_stays(recipe: Recipe) -> Iterator[Finding]:
+    rollout = recipe.rollout
+    if rollout.eos_policy == "accepted_eos" and SAMPLERS[rollout.remasking].revises:
+        yield (
+            "rollout.eos_policy",
+            f"rollout.eos_policy = accepted_eos acts on tokens that rollout.remasking = {rollout.remasking} "
+            "may hide again",
+            "use block_eos",
+        )
+
+
+@rule
+def drafts_can_be_made(recipe: Recipe) -> Iterator[Finding]:
+    rollout = recipe.rollout
+    if rollout.draft_steps == 0:
+        return
+    drafted = f"rollout.draft_steps = {rollout.draft_steps}"
+    static = SAMPLERS[rollout.remasking].is_static and rollout.early_commit == "none"
+    if not static:
+        yield (
+            "rollout.draft_steps",
+            f"{drafted} drafts steps that are known beforehand, and rollout.remasking = {rollout.remasking} "
+            "with these settings is not of that kind",
+            f"set it to 0, or use {samplers_that(lambda facts: facts.is_static)} without early commit",
+        )
+    if rollout.cfg_scale > 0 or _records(recipe):
+        yield (
+            "rollout.draft_steps",
+            f"{drafted} does not go with guidance or recorded predictions",
+            "set it to 0",
+        )
+
+
+@rule
+def caches_fit_the_sampler(recipe: Recipe) -> Iterator[Finding]:
+    for problem, remedy in _unfit_cache(recipe.rollout, records=_records(recipe)):
+        yield "rollout.cache", problem, remedy
+
+
+def _unfit_cache(rollout: RolloutConfig, *, records: bool) -> Iterator[tuple[str, str]]:
+    """Why a cache does not go with the other settings of a sampler."""
+    facts, named = SAMPLERS[rollout.remasking], f"rollout.cache = {rollout.cache}"
+    refreshed = f"rollout.cache_refresh = {rollout.cache_refresh}"
+    if rollout.cache == "none":
+        if rollout.cache_refresh:
+            yield f"{refreshed} is not read by rollout.cache = none", "remove it"
+        return
+    plan = CACHES[rollout.cache]
+    if rollout.cfg_scale > 0 or rollout.draft_steps > 0 or records:
+        yield (
+            f"{named} does not go with guidance, drafts or recorded predictions, which need forwards of "
+            "their own or logits everywhere",
+            "set rollout.cache to none",
+        )
+    if facts.revises:
+        yield (
+            f"{named} holds finished blocks, and rollout.remasking = {rollout.remasking} hides their tokens "
+            "again",
+            "set rollout.cache to none",
+        )
+    elif plan.needs_order and not facts.knows_order:
+        yield (
+            f"{named} needs to know which positions come next before the forward, and rollout.remasking = "
+            f"{rollout.remasking} finds out by it",
+            f"use {samplers_that(lambda facts: facts.knows_order)}",
+        )
+    if rollout.early_commit != "none" and not plan.feeds_later_blocks:
+        yield (
+            f"{named} computes the active block only, and rollout.early_commit = {rollout.early_commit} "
+            "looks at all masks",
+            "set one of them to none",
+        )
+    if rollout.cache_refresh and plan.exact:
+        yield f"{refreshed}: {named} is exact and never refreshed", "remove it"
+
+
+SAMPLER_RULES: tuple[Rule, ...] = (
+    blocks_divide_the_canvas,
+    sampler_settings_are_read,
+    a_policy_decides,
+    early_commits_look_somewhere,
+    an_accepted_end_stays,
+    drafts_can_be_made,
+    caches_fit_the_sampler,
+)
+"""What must hold wherever a recipe is sampled, also without a method: `rl4dlm sample`, fine-tuning."""
+
+
+def unfit_for_model(
+    cache: str, block_length: int, attention: str, trained_block: int | None
+) -> Iterator[Finding]:
+    """What does not fit between a sampler and an opened model.
+
+    Args:
+        cache: name of the cache plan, or `none`.
+        block_length: tokens that the sampler denoises together.
+        attention: the model's: `full` or `block_causal`.
+        trained_block: block length that a block-causal model was made for.
+    """
+    if attention != "full" and trained_block is not None and block_length % trained_block:
+        yield (
+            "rollout.block_length",
+            f"rollout.block_length = {block_length} does not fit a block-causal model with blocks of "
+            f"{trained_block}",
+            f"use {trained_block}, or a multiple of it to enlarge the model's blocks",
+        )
+    if cache != "none" and CACHES[cache].attention != attention:
+        fitting = ["none", *(name for name, plan in CACHES.items() if plan.attention == attention)]
+        yield (
+            "rollout.cache",
+            f"rollout.cache = {cache} is for {CACHES[cache].attention} attention, and the model's is "
+            f"{attention}",
+            f"use {' or '.join(fitting)}",
+        )
+
+
+def _records(recipe: AnyRecipe) -> bool:
+    """Whether samplers record predictions: because the recipe says so, or because its method needs them."""
+    method = getattr(recipe, "algorithm", None)
+    return recipe.rollout.record_predictions or (method is not None and method.needs_predictions)
 
 
 @rule
 def something_to_explore(recipe: Recipe) -> Iterator[Finding]:
     rollout = recipe.rollout
-    chance = rollout.remasking in ("random", "dream_origin", "learned") or rollout.order_temperature > 0
+    chance = SAMPLERS[rollout.remasking].explores or rollout.order_temperature > 0
     if recipe.algorithm.samples_rollouts and rollout.temperature == 0 and not chance:
         yield (
             "rollout.temperature",

@@ -25,10 +25,9 @@ from rl4dlm.recipe.rules.running import (
     warmup_ends,
 )
 from rl4dlm.recipe.rules.sampling import (
-    blocks_divide_the_canvas,
+    SAMPLER_RULES,
     graphs_are_recorded_on_a_gpu,
     lengths_fit_the_model,
-    sampler_settings_are_read,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
 def sampling_fits(recipe: SFTRecipe) -> Iterator[Finding]:
     """Where evaluations sample, the sampler's and the rewards' rules hold as in reinforcement learning."""
     if recipe.reward is not None:
-        yield from blocks_divide_the_canvas(recipe)
-        yield from sampler_settings_are_read(recipe)
+        for check in SAMPLER_RULES:
+            yield from check(recipe)
         yield from graphs_are_recorded_on_a_gpu(recipe)
         yield from every_reward_has_a_weight(recipe)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from rl4dlm.decoding.schedules import block_schedule
 
 
-def test_the_linear_schedule_is_an_even_split() -> None:
-    assert block_schedule("linear", 32, 5) == (7, 7, 6, 6, 6)
+def test_the_even_schedule_is_an_even_split() -> None:
+    assert block_schedule("even", 32, 5) == (7, 7, 6, 6, 6)
 
 
 def test_dreams_time_grid_rounds_down_and_leaves_the_rest_for_the_last_step() -> None:

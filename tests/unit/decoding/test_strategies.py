@@ -45,7 +45,7 @@ def test_four_identical_positions_commit_other_tokens_than_the_top_at_the_known_
     remasking: str, non_top: float
 ) -> None:
     # p = (.6, .3, .1): keeping the most confident of four draws misses the top token only when all four draws
-    # do, .4^4 = .0256; choosing the position first keeps the model's .4 (specs: rl-algorithms 12.1).
+    # do, .4^4 = .0256; choosing the position first keeps the model's .4.
     rows = 20_000
     decision = decide(spec(remasking), one_step(torch.tensor([0.6, 0.3, 0.1]).log().repeat(4, 1), rows=rows))
     assert len(decision.token) == rows
@@ -60,7 +60,7 @@ def test_a_sampler_says_whether_committed_tokens_follow_the_models_law(remasking
     steps = torch.full((rows,), 4)
     state = {
         name: torch.zeros(rows, *shape, dtype=dtype)
-        for name, (shape, dtype) in sampler.strategy.state(sampler, 3).items()
+        for name, (shape, dtype) in STRATEGIES[remasking].state(sampler, 3).items()
     }
     more = {"num_steps": steps, "block_steps": steps, "block_step": torch.zeros_like(steps)}
     step = replace(
@@ -72,11 +72,11 @@ def test_a_sampler_says_whether_committed_tokens_follow_the_models_law(remasking
     token = decide(sampler, step).token
     rate = (token != 0).double().mean().item()
     exact = abs(rate - 0.4) < 5 * (0.24 / len(token)) ** 0.5
-    assert exact == sampler.strategy.exact_law
+    assert exact == sampler.facts.exact_law
 
 
 def test_keeping_the_more_confident_of_two_draws_raises_the_top_token() -> None:
-    # p = (.6, .4): the .6-token is kept unless both draws are the other one, 1 - .16 (specs: decoding 3.4).
+    # p = (.6, .4): the .6-token is kept unless both draws are the other one, 1 - .16.
     rows = 20_000
     decision = decide(spec("low_confidence"), one_step(torch.tensor([[0.6, 0.4]] * 2).log(), rows=rows))
     assert abs((decision.token == 0).double().mean().item() - 0.84) < 5 * (0.84 * 0.16 / rows) ** 0.5
@@ -139,7 +139,7 @@ def test_a_row_decides_the_same_alone_and_beside_rows_in_other_blocks_and_steps(
     count = torch.tensor([2, 1, 9, 3, 2])
     sampler = spec(remasking)
     # State is kept by canvas position, and positions go up to 23 here.
-    gen_len = width if sampler.strategy.revises else 24
+    gen_len = width if sampler.facts.revises else 24
     wide = replace(sampler, gen_len=gen_len, block_length=width, steps=gen_len)
 
     def run(keep: list[int]) -> list[tuple]:
@@ -151,7 +151,7 @@ def test_a_row_decides_the_same_alone_and_beside_rows_in_other_blocks_and_steps(
         steps = torch.full_like(seed[keep], 4)
         state = {
             name: torch.zeros(len(keep), *shape, dtype=dtype)
-            for name, (shape, dtype) in sampler.strategy.state(wide, 30).items()
+            for name, (shape, dtype) in STRATEGIES[remasking].state(wide, 30).items()
         }
         more = {"num_steps": steps, "block_steps": steps, "block_step": step[keep], "block_length": steps}
         decision = decide(sampler, StepInput(logits[chosen], part, index, *numbers, **more, state=state))
@@ -193,7 +193,7 @@ def golden_rcr(update: str, offered: list[list[float]]) -> tuple[list[set[int]],
 
 
 def test_rcr_reproduces_the_golden_vector() -> None:
-    # Specs: rl-algorithms 12.1; nan where nothing is offered.
+    # One token stays per step; .5 stands where nothing is offered.
     offered = [[0.9, 0.4, 0.6, 0.3], [0.5, 0.5, 0.2, 0.8], [0.5, 0.7, 0.55, 0.5], [0.5, 0.5, 0.65, 0.5]]
     sets, running = golden_rcr("last", offered)
     assert sets == [{1, 2, 3}, {1, 2}, {2}, set()]

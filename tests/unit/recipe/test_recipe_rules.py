@@ -318,6 +318,31 @@ BROKEN = [
         "cluster.gpus_per_trainer = 0",
         "cluster.gpus_per_trainer=0.5 cluster.gpus_per_rollout_worker=0.5",
     ),
+    ("a_policy_decides", ["rollout.remasking=learned"], "rollout.policy is not set", "a registered policy"),
+    (
+        "early_commits_look_somewhere",
+        ["rollout.early_commit=prophet", "rollout.answer_region=[6,2]"],
+        "rollout.answer_region = (6, 2)",
+        "use sched_cosine",
+    ),
+    (
+        "an_accepted_end_stays",
+        ["rollout.remasking=saber", "rollout.eos_policy=accepted_eos"],
+        "rollout.remasking = saber may hide again",
+        "block_eos",
+    ),
+    (
+        "drafts_can_be_made",
+        ["rollout.draft_steps=2", "rollout.remasking=ccd"],
+        "rollout.draft_steps = 2",
+        "low_confidence or top_probability or random",
+    ),
+    (
+        "caches_fit_the_sampler",
+        ["rollout.cache=dkv_greedy", "rollout.remasking=margin"],
+        "rollout.remasking = margin finds out by it",
+        "random or ar or dream_origin",
+    ),
 ]
 
 

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from rollout_toys import assert_same, block_causal, requests, transformer
 
 from rl4dlm.decoding import SamplerSpec
-from rl4dlm.decoding.spec import STATIC
+from rl4dlm.recipe.samplers import SAMPLERS
 from rl4dlm.rollout import Engine
 from rl4dlm.types import Denoiser, Rollout
+
+STATIC = [name for name, facts in SAMPLERS.items() if facts.is_static]
 
 SPEC = SamplerSpec(16, 8, 16)
 

@@ -65,7 +65,7 @@ def test_cached_keys_of_llada_change_no_sample(block_length: int | None, layers:
     ]
     rollouts = []
     for name in ("none", cache):
-        spec = SamplerSpec(16, 4, 8, temperature=0.8, eos_policy="none", cache=name)
+        spec = SamplerSpec(16, 4, 12, temperature=0.8, eos_policy="none", cache=name)
         rollouts.append(Engine(model, spec, 4).generate(wanted, policy_version=0))
     for plain, cached in zip(*rollouts, strict=True):
         np.testing.assert_array_equal(plain.completion_ids, cached.completion_ids)

@@ -14,6 +14,7 @@ from rollout_toys import MASK, assert_same, block_causal, requests, transformer
 
 from rl4dlm.decoding import STRATEGIES, PolicyFeatures, SamplerSpec, register_policy
 from rl4dlm.likelihood.trace import replay_logp
+from rl4dlm.recipe.samplers import SAMPLERS
 from rl4dlm.rollout import (
     Engine,
     Request,
@@ -39,7 +40,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "neg_entropy": [{}, {"order_temperature": 0.5}],
     "dream_entropy": [{"top_p": 0.8, "order_temperature": 0.3}],
     "dream_maskgit_plus": [{"top_p": 0.8, "top_k": 5}],
-    "rcr": [{"rcr_update": update} for update in ("last", "max", "min")],
+    "rcr": [
+        *({"rcr_update": update} for update in ("last", "max", "min")),
+        {"rcr_confidence": "neg_entropy", "rcr_schedule": "cosine"},
+        {"rcr_confidence": "margin", "rcr_schedule": "linear"},
+    ],
     "learned": [{"policy": "toy"}, {"policy": "toy", "policy_sharpness": 3.0}],
     "low_confidence": [
         {},
@@ -168,7 +173,7 @@ def test_engine_and_plain_loop_agree_wherever_a_sampler_can_be_built(
     (name, extra), (gen_len, block_length, steps) = case, layout
     if "answer_region" in extra:
         extra = extra | {"answer_region": (1, 4)}
-    if eos_policy == "accepted_eos" and STRATEGIES[name].revises:
+    if eos_policy == "accepted_eos" and SAMPLERS[name].revises:
         eos_policy = "block_eos"
     spec = SamplerSpec(gen_len, block_length, steps, temperature, name, eos_policy=eos_policy, **extra)
     spec = replace(spec, record_predictions=record)
