@@ -69,26 +69,21 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the cost, start nothing.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the newest checkpoint, or from step=N.")
+]
+
+
 @app.command()
-def train(
-    recipe: RecipeArguments,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the cost, start nothing.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or from step=N.")
-    ] = False,
-) -> None:
+def train(recipe: RecipeArguments, dry_run: DryRun = False, resume: Resume = False) -> None:
     """Train by RL: rollouts, rewards, updates, evaluation.
 
     Example: rl4dlm train quickstart trainer.max_steps=50 run.name=mine
     """
-    from rl4dlm.run.folder import RunFolder
+    from rl4dlm.recipe import Recipe
 
-    arguments, step = _take_step(recipe, resume)
-    loaded = _recipe([*arguments, *_place_of_run(arguments, resume)])
-    if resume or not dry_run:
-        RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
+    loaded, step = _run_to_start(recipe, Recipe, dry_run, resume)
     if dry_run:
         from rl4dlm.commands.dry_run import dry_run as run_dry
 
@@ -100,26 +95,14 @@ def train(
 
 
 @app.command()
-def sft(
-    recipe: RecipeArguments,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the cost, start nothing.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint, or from step=N.")
-    ] = False,
-) -> None:
+def sft(recipe: RecipeArguments, dry_run: DryRun = False, resume: Resume = False) -> None:
     """Fine-tune on completions: random masks, blocks, traces, next tokens; conversion of AR models.
 
     Example: rl4dlm sft sft/tiny_sort trainer.max_steps=100 run.name=mine
     """
     from rl4dlm.recipe import SFTRecipe
-    from rl4dlm.run.folder import RunFolder
 
-    arguments, step = _take_step(recipe, resume)
-    loaded = _recipe([*arguments, *_place_of_run(arguments, resume)], SFTRecipe)
-    if resume or not dry_run:
-        RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)  # before heavy imports
+    loaded, step = _run_to_start(recipe, SFTRecipe, dry_run, resume)
     if dry_run:
         from rl4dlm.commands.dry_run import dry_run_sft
 
@@ -581,6 +564,20 @@ def _run_recipe(name: str) -> str:
 
     inside = str(Path(name) / "recipe.yaml")
     return inside if is_file(inside) else name
+
+
+def _run_to_start(
+    arguments: list[str], kind: type[Any], dry_run: bool, resume: bool
+) -> tuple[Any, int | None]:
+    """The recipe of a run and the update to resume from; refuses, before heavy imports, a folder that a new
+    run may not use or a resumed one cannot."""
+    from rl4dlm.run.folder import RunFolder
+
+    rest, step = _take_step(arguments, resume)
+    loaded = _recipe([*rest, *_place_of_run(rest, resume)], kind)
+    if resume or not dry_run:
+        RunFolder.of(loaded).starting_point(loaded, resume=resume, step=step)
+    return loaded, step
 
 
 def _place_of_run(arguments: list[str], resume: bool) -> list[str]:

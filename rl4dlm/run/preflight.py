@@ -146,17 +146,8 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     Raises:
         UserError: with the one thing to fix.
     """
-    if devices:
-        check_devices(recipe)
-    require_quantisable(recipe.model.quantization, _weakest_device(recipe))
-    entries_of(recipe.reward)
-    model = _open_model(recipe)
-    sampler = SamplerSpec.from_config(recipe.rollout)
-    check_sampler(sampler, model.spec)
-    check_graphs(recipe.rollout, model.facts)
-    if recipe.rollout.policy:
-        open_policy(recipe.rollout.policy)
-    find_engine(recipe.rollout.engine)
+    model = _opened(recipe, devices)
+    notes = check_sampling(recipe.rollout, model)
     prompts = open_prompts(
         recipe.data,
         tokenizer=model.tokenizer,
@@ -169,8 +160,7 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     check_lengths(recipe, model.facts, [len(prompt.token_ids) for prompt in first])
     with RewardPool(recipe.reward) as rewards:
         rewards.check(first[:2])
-    notes = (*prompts.notes, *sampler_notes(sampler))
-    found = Preflight(model, tuple(warnings_of(recipe)), prompts, notes)
+    found = Preflight(model, tuple(warnings_of(recipe)), prompts, (*prompts.notes, *notes))
     if recipe.warm_start is not None:
         found.demonstrations(recipe, range(recipe.warm_start.batch_size))
     if not recipe.algorithm.samples_rollouts:
@@ -187,12 +177,7 @@ def preflight_sft(recipe: SFTRecipe, *, devices: bool = True) -> SFTPreflight:
     Raises:
         UserError: with the one thing to fix.
     """
-    if devices:
-        check_devices(recipe)
-    require_quantisable(recipe.model.quantization, _weakest_device(recipe))
-    if recipe.reward is not None:
-        entries_of(recipe.reward)
-    model = _open_model(recipe)
+    model = _opened(recipe, devices)
     objective = recipe.sft.objective or default_objective(model.spec.attention)
     check_objective(objective, recipe.sft.fill, model)
     reading = Reading(
@@ -209,7 +194,7 @@ def preflight_sft(recipe: SFTRecipe, *, devices: bool = True) -> SFTPreflight:
     first = examples.batch(0, recipe.sft.batch_size)
     check_lengths(recipe, model.facts, [len(example.prompt_ids) for example in first])
     if recipe.reward is not None:
-        check_graphs(recipe.rollout, model.facts)
+        check_sampling(recipe.rollout, model)
         with RewardPool(recipe.reward) as rewards:
             rewards.check(examples.eval_prompts()[:2])
     return SFTPreflight(
@@ -219,6 +204,31 @@ def preflight_sft(recipe: SFTRecipe, *, devices: bool = True) -> SFTPreflight:
         examples,
         tuple(examples.notes),
     )
+
+
+def _opened(recipe: AnyRecipe, devices: bool) -> OpenedModel:
+    """What any run asks before its data: devices, reward functions by name, the model without its weights."""
+    if devices:
+        check_devices(recipe)
+    require_quantisable(recipe.model.quantization, _weakest_device(recipe))
+    if recipe.reward is not None:
+        entries_of(recipe.reward)
+    return _open_model(recipe)
+
+
+def check_sampling(rollout: RolloutConfig, model: OpenedModel) -> Sequence[str]:
+    """Sampler, cache, policy and engine must fit the model; what to know about the samples.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    sampler = SamplerSpec.from_config(rollout)
+    check_sampler(sampler, model.spec)
+    check_graphs(rollout, model.facts)
+    if rollout.policy:
+        open_policy(rollout.policy)
+    find_engine(rollout.engine)
+    return sampler_notes(sampler)
 
 
 def starting_model(recipe: AnyRecipe, folder: RunFolder, checks: Checks) -> str:
