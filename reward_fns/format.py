@@ -14,14 +14,27 @@ Settings (`kwargs` in the recipe):
     max_repetition: largest share, 0 to 1, of the runs of four words that occurred before in the text;
         0.2 lets prose pass and stops a loop. Text of fewer than four words repeats nothing.
 
-Completions longer than 100,000 characters get 0.0.
+What the prompt opened belongs to the layout: the last message where that is the assistant's, or the tag or
+box that a text prompt ends on (`<think>`). Tags, pattern and box are looked for in it and the completion
+together; lengths and repetition are the completion's. Completions longer than 100,000 characters get 0.0.
+
+The reader of prompts is in `reward_answers` beside this file, which has to lie there.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.append(
+        str(Path(__file__).parent)
+    )  # where a path names this file, its folder is on no search path
+
+from reward_answers import places  # noqa: E402
 
 EXAMPLES = [
     {
@@ -52,8 +65,8 @@ def format(
 ) -> list[float | None]:
     """1.0 where the completion has the layout that the settings ask for, else 0.0."""
     rules = _rules(tags, pattern, boxed, min_chars, max_chars, max_repetition)
-    texts = [_text(completion) for completion in completions]
-    return [float(len(text) <= MAX_CHARS and all(rule(text) for rule in rules)) for text in texts]
+    pairs = zip(places.turns(prompts, completions), map(places.text_of, completions), strict=True)
+    return [float(len(text) <= MAX_CHARS and all(rule(turn, text) for rule in rules)) for turn, text in pairs]
 
 
 def _rules(
@@ -63,20 +76,20 @@ def _rules(
     min_chars: int | None = None,
     max_chars: int | None = None,
     max_repetition: float | None = None,
-) -> list[Callable[[str], bool]]:
-    """The rules that are asked for, cheap ones first."""
+) -> list[Callable[[str, str], bool]]:
+    """The rules that are asked for, cheap ones first: of the turn, and of the completion, which ends it."""
     names = [name.strip() for name in tags.split(",") if name.strip()]
     if max_repetition is not None and not 0 <= max_repetition <= 1:
         raise ValueError(f"max_repetition = {max_repetition} is no share between 0 and 1")
     if min_chars is not None and max_chars is not None and min_chars > max_chars:
         raise ValueError(f"min_chars = {min_chars} is more than max_chars = {max_chars}")
-    asked: list[tuple[bool, Callable[[str], bool]]] = [
-        (min_chars is not None, lambda text: len(text.strip()) >= (min_chars or 0)),
-        (max_chars is not None, lambda text: len(text.strip()) <= (max_chars or 0)),
-        (bool(names), lambda text: has_tags(text, names)),
-        (boxed, has_one_box),
-        (bool(pattern), lambda text: matches(text.strip(), pattern or "")),
-        (max_repetition is not None, lambda text: repetition(text) <= (max_repetition or 0)),
+    asked: list[tuple[bool, Callable[[str, str], bool]]] = [
+        (min_chars is not None, lambda turn, text: len(text.strip()) >= (min_chars or 0)),
+        (max_chars is not None, lambda turn, text: len(text.strip()) <= (max_chars or 0)),
+        (bool(names), lambda turn, text: has_tags(turn, names)),
+        (boxed, lambda turn, text: has_one_box(turn)),
+        (bool(pattern), lambda turn, text: matches(turn.strip(), pattern or "")),
+        (max_repetition is not None, lambda turn, text: repetition(text) <= (max_repetition or 0)),
     ]
     rules = [rule for wanted, rule in asked if wanted]
     if not rules:
@@ -140,12 +153,3 @@ def matches(text: str, pattern: str) -> bool:
             return False
         position = found + len(piece)
     return len(text) - len(last) >= position and text.endswith(last)
-
-
-def _text(completion: Any) -> str:
-    """The text of a completion, which is a string or a list of chat messages."""
-    if not isinstance(completion, str):
-        completion = completion[-1].get("content") if completion else ""
-    if isinstance(completion, list):
-        completion = "".join(str(part.get("text") or "") for part in completion)
-    return completion or ""

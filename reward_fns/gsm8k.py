@@ -4,20 +4,36 @@ Full marks, 1.0: the numbers are equal as fractions (18, 18.0, $18, 18.00 and 36
 another number, or none.
 
 The final number of a completion is looked for in this order: the last `\boxed{...}` that is closed, the last
-`<answer>...</answer>`, what follows the last `####`, the last number of the text. In the first three the
-number after the last `=` counts, the first one there. A text that opens a box or an `<answer>` and leaves it
-open or without a number has given none: a number elsewhere in it does not count. A thousands comma, a dollar
-or percent sign and a unit are ignored. Numbers have at most 40 characters.
+`<answer>...</answer>`, what follows the last `####`, what follows "the answer is", the last number of the
+text. In the first three it is the value of what stands there (`2\frac{1}{2}`, `x = 20 - 2 = 18 eggs`), else
+the number after the last `=`, the first one there. A text that opens a box or an `<answer>` and leaves it
+open or without a number has given none: a number elsewhere in it does not count. A dollar or percent sign
+and a unit are ignored. What the prompt opened for the completion is read with it.
 
-Column `answer` (or `ground_truth`): a number, or GSM8K's solution text that ends in `#### value`.
+How numbers are read is in `reward_answers` beside this file, which has to lie there: mixed numbers,
+fractions, thousands separators, powers of ten, `1.5 million`.
+
+Column `answer` (or `ground_truth`): a number, or GSM8K's solution text that ends in `#### value`. A
+reference without a number is refused by its row.
 """
 
 from __future__ import annotations
 
 import math
-import re
+import sys
+from collections.abc import Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
+
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.append(
+        str(Path(__file__).parent)
+    )  # where a path names this file, its folder is on no search path
+
+from reward_answers import places  # noqa: E402
+from reward_answers.numbers import Number, numbers_in  # noqa: E402
+from reward_answers.same import constant_in  # noqa: E402
 
 EXAMPLES = [
     {
@@ -34,17 +50,7 @@ EXAMPLES = [
     {"prompt": "What is half of 7?", "completion": "\\boxed{\\frac{7}{2}}", "columns": {"answer": "3.5"}},
 ]
 
-GOLD = ("answer", "ground_truth")
-
-MAX_DIGITS = 40
 _TAIL = 4000
-_BOX_TAIL = 20_000
-_BRACES = re.compile(r"\\boxed\s{0,3}\{|\\.|[{}]", re.DOTALL)
-_WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_NUMBER = re.compile(
-    rf"(?<![0-9.,])(?P<top>(?:(?<![0-9A-Za-z)}}])-\s?\$?)?(?:{_WHOLE}))(?:\s?/\s?(?P<bottom>[0-9]+))?"
-)
-_FRACTION = re.compile(r"\\[dt]?frac\{([0-9,.]{1,40})\}\{([0-9,.]{1,40})\}")
 
 
 def gsm8k(
@@ -58,88 +64,68 @@ def gsm8k(
     if answer is None and ground_truth is None:
         raise ValueError("needs the column answer or ground_truth")
     nothing = [None] * len(completions)
-    rows = zip(completions, answer or nothing, ground_truth or nothing, strict=True)
+    rows = zip(places.turns(prompts, completions), answer or nothing, ground_truth or nothing, strict=True)
     return [
-        _score(_text(done), right if right is not None else other, row)
-        for row, (done, right, other) in enumerate(rows)
+        _score(text, right if right is not None else other, row)
+        for row, (text, right, other) in enumerate(rows)
     ]
 
 
-def _score(completion: str, reference: Any, row: int) -> float | None:
-    if reference is None:
+def _gold(columns: Mapping[str, Any]) -> str | None:
+    """How a model would state a row's answer: a sentence, and the number behind `####`."""
+    right = columns.get("answer") if columns.get("answer") is not None else columns.get("ground_truth")
+    if right is None:
         return None
-    return float(final_number(completion) == _reference(reference, row))
+    number = reference(right)
+    return f"That makes {number.value} in all.\n#### {number.value}"
 
 
-def final_number(text: str) -> Fraction | None:
+GOLD = _gold
+
+
+def _score(text: str, right: Any, row: int) -> float | None:
+    if right is None:
+        return None
+    wanted, found = reference(right, f"row {row}: "), final_number(text)
+    return float(found is not None and found.value == wanted.value)
+
+
+def final_number(text: str) -> Number | None:
     """The number that a completion ends on, exactly; None where there is none."""
-    for place in (_boxed(text), _between(text, "<answer>", "</answer>"), _after(text, "####")):
-        if place is not None:
-            found = _numbers(place.rpartition("=")[2][:_TAIL])
-            if found:
-                return found[0]
-    if "\\boxed" in text or "<answer>" in text:
+    for place in (
+        places.boxed(text),
+        places.between(text, "<answer>", "</answer>"),
+        places.after(text, "####"),
+    ):
+        found = None if place is None else _number_of(places.without_markdown(place[:_TAIL]))
+        if found is not None:
+            return found
+    if places.opens_a_place(text):
         return None
-    found = _numbers(text[-_TAIL:])
-    return found[-1] if found else None
+    phrase = places.behind_phrase(text[-_TAIL:])
+    stated = numbers_in(phrase)[:1] if phrase is not None else []
+    found_there = stated or numbers_in(text[-_TAIL:])[-1:]
+    return found_there[0] if found_there else None
 
 
-def _reference(answer: Any, row: int) -> Fraction:
-    """The number that a row asks for; a numeric column may come in scientific notation."""
-    if isinstance(answer, int | float) and math.isfinite(answer):
-        return Fraction(str(answer))
-    number = final_number(str(answer))
+def _number_of(place: str) -> Number | None:
+    """The value of an answer, else the first number behind its last sign of equality."""
+    value = constant_in(place)
+    if value is not None:
+        return value
+    found = numbers_in(place.rpartition("=")[2])
+    return found[0] if found else None
+
+
+def reference(right: Any, where: str = "") -> Number:
+    """The number that a row asks for; a numeric column may come in scientific notation.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if isinstance(right, int | float) and not isinstance(right, bool) and math.isfinite(right):
+        return Number(Fraction(str(right)))
+    number = final_number(right) if isinstance(right, str) else None
     if number is None:
-        raise ValueError(f"row {row}: answer {str(answer)[-80:]!r} holds no number")
+        raise ValueError(f"{where}answer {str(right)[-80:]!r} holds no number")
     return number
-
-
-def _numbers(text: str) -> list[Fraction]:
-    """All numbers of a text from left to right."""
-    text = (
-        text.replace("{,}", ",").replace("\\$", "$").replace("\\,", "").replace("−", "-").replace("-$", "-")
-    )
-    text = _FRACTION.sub(r"\1/\2", text)
-    numbers = []
-    for match in _NUMBER.finditer(text):
-        top, bottom = match["top"], match["bottom"] or "1"
-        if len(top) <= MAX_DIGITS and len(bottom) <= MAX_DIGITS and int(bottom):
-            numbers.append(Fraction(re.sub(r"[,$\s]", "", top)) / int(bottom))
-    return numbers
-
-
-def _boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` that is closed, the innermost of nested ones."""
-    text = text[-_BOX_TAIL:]
-    open_braces: list[int | None] = []  # where the content of a box begins, None for another brace
-    last: tuple[int, int] | None = None
-    for match in _BRACES.finditer(text):
-        if match[0].startswith("\\boxed"):
-            open_braces.append(match.end())
-        elif match[0] == "{":
-            open_braces.append(None)
-        elif match[0] == "}" and open_braces:
-            start = open_braces.pop()
-            if start is not None and (last is None or start > last[0]):
-                last = (start, match.start())
-    return text[slice(*last)] if last is not None else None
-
-
-def _between(text: str, opening: str, closing: str) -> str | None:
-    end = text.rfind(closing)
-    start = text.rfind(opening, 0, max(end, 0))
-    return text[start + len(opening) : end] if start >= 0 else None
-
-
-def _after(text: str, mark: str) -> str | None:
-    start = text.rfind(mark)
-    return text[start + len(mark) :] if start >= 0 else None
-
-
-def _text(completion: Any) -> str:
-    """The text of a completion, which is a string or a list of chat messages."""
-    if not isinstance(completion, str):
-        completion = completion[-1].get("content") if completion else ""
-    if isinstance(completion, list):
-        completion = "".join(str(part.get("text") or "") for part in completion)
-    return completion or ""

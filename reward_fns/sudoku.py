@@ -11,12 +11,24 @@ digits. Missing digits count as wrong.
 
 Columns `puzzle` and `solution` (or `Puzzle` and `Solution`): 16 or 81 digits row by row, 0 or . for an
 empty cell.
+
+What the prompt opened for the completion (`<answer>`) is read with it, by `reward_answers` beside this file,
+which has to lie there.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
+
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.append(
+        str(Path(__file__).parent)
+    )  # where a path names this file, its folder is on no search path
+
+from reward_answers import places  # noqa: E402
 
 EXAMPLES = [
     {
@@ -60,9 +72,9 @@ def sudoku(
     if not pairs:
         raise ValueError("needs the columns puzzle and solution, or Puzzle and Solution")
     scores: list[float | None] = []
-    for row, completion in enumerate(completions):
+    for row, text in enumerate(places.turns(prompts, completions)):
         tasks = [(givens[row], rights[row]) for givens, rights in pairs if givens[row] is not None]
-        scores.append(_score(_text(completion), *_task(*tasks[0], row)) if tasks else None)
+        scores.append(_score(text, *_task(*tasks[0], row)) if tasks else None)
     return scores
 
 
@@ -89,10 +101,9 @@ def _score(completion: str, puzzle: str, solution: str) -> float:
 def _grid(completion: str, cells: int) -> str:
     """The digits that claim to be the grid; more or fewer than `cells` where the completion has so."""
     text = completion[-_MAX_CHARS:]
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    if start >= 0:
-        return _NO_DIGIT.sub("", text[start + len("<answer>") : end])
+    tagged = places.between(text, "<answer>", "</answer>")
+    if tagged is not None:
+        return _NO_DIGIT.sub("", tagged)
     if _ONLY_DIGITS.fullmatch(text):
         return _NO_DIGIT.sub("", text)
     runs = [run for run in _NO_DIGIT.split(text) if len(run) == cells]
@@ -112,12 +123,3 @@ def _solves(grid: str, puzzle: str) -> bool:
         for unit in (("row", row), ("column", column), ("box", row // box * box + column // box)):
             units.setdefault(unit, set()).add(digit)
     return all(digits == want for digits in units.values())
-
-
-def _text(completion: Any) -> str:
-    """The text of a completion, which is a string or a list of chat messages."""
-    if not isinstance(completion, str):
-        completion = completion[-1].get("content") if completion else ""
-    if isinstance(completion, list):
-        completion = "".join(str(part.get("text") or "") for part in completion)
-    return completion or ""

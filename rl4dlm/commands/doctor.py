@@ -15,7 +15,7 @@ from rich.table import Table
 from rl4dlm import __version__
 
 _PACKAGES = (
-    "torch transformers trl accelerate datasets peft deepspeed ray wandb math-verify omegaconf pydantic "
+    "torch transformers trl accelerate datasets peft deepspeed ray wandb mpmath omegaconf pydantic "
     "safetensors tokenizers pyarrow numpy rich typer"
 ).split()
 

@@ -50,9 +50,9 @@ def test_reward(
 def _rows_to_try(data: Path) -> list[dict[str, Any]]:
     """The first rows of a file; with a column `completion` in all of them or in none."""
     from rl4dlm.commands.score import SavedRows
-    from rl4dlm.reward.selftest import MAX_EXAMPLES
+    from rl4dlm.reward.selftest import MAX_REFERENCES
 
-    rows = list(islice(SavedRows(data), MAX_EXAMPLES))
+    rows = list(islice(SavedRows(data), MAX_REFERENCES))
     lacking = [index for index, row in enumerate(rows) if "completion" not in row]
     if 0 < len(lacking) < len(rows):
         raise DataError(

@@ -58,7 +58,7 @@ class Server:
             "load": self._load,
             "score": self._score,
             "examples": self._examples,
-            "gold": self._gold,
+            "golds": self._golds,
         }
 
     def serve(self, read_fd: int, write_fd: int) -> None:
@@ -110,13 +110,24 @@ class Server:
         json.dumps(examples)
         return {"examples": examples}
 
-    def _gold(self, key: int, resolved: Any, columns: Any) -> dict[str, Any]:
-        """The text that the plug-in itself calls a row's gold completion: by column names, or a function."""
+    def _golds(self, key: int, resolved: Any, rows: Any) -> dict[str, Any]:
+        """The text that the plug-in itself calls each row's gold completion: by column names, or a function.
+
+        The first row that the function refuses is named by its place, with the function's reason.
+        """
         declared = getattr(import_plugin(resolved), "GOLD", None)
-        if callable(declared):
-            text = declared(columns)
-        else:
-            names = [declared] if isinstance(declared, str) else declared or ()
-            given = [columns.get(name) for name in names]
-            text = next((value for value in given if value is not None), None)
-        return {"declared": declared is not None, "text": None if text is None else str(text)}
+        names = [declared] if isinstance(declared, str) else () if callable(declared) else declared or ()
+        known = tuple(names)
+        texts = []
+        for place, columns in enumerate(rows):
+            try:
+                text = declared(columns) if callable(declared) else _first_given(columns, known)
+            except (Exception, SystemExit) as error:
+                reason = str(error) if type(error) is ValueError else explain(error, self._files.get(key))
+                return {"refused": place, "reason": reason}
+            texts.append(None if text is None else str(text))
+        return {"declared": declared is not None, "texts": texts}
+
+
+def _first_given(columns: Any, names: tuple[str, ...]) -> Any:
+    return next((columns[name] for name in names if columns.get(name) is not None), None)

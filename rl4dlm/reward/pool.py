@@ -120,6 +120,20 @@ class RewardPool:
         futures = [self._submit(self._check, index, samples) for index in range(len(self.entries))]
         return {entry.name: future.result() for entry, future in zip(self.entries, futures, strict=True)}
 
+    def check_references(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Have every function that declares `GOLD` read the references of rows; nothing is scored.
+
+        Args:
+            rows: per row how messages call it, `data.train, row 7`, and its columns.
+
+        Raises:
+            DataError: one cannot be read, so that no completion could earn full marks; names the row.
+            PluginError: a function cannot be loaded.
+        """
+        futures = [self._submit(self._read_golds, index, rows) for index in range(len(self.entries))]
+        for future in futures:
+            future.result()
+
     def close(self) -> None:
         """End the processes and all that they started. A call of `score` in another thread fails."""
         self._closed = True
@@ -205,7 +219,7 @@ class RewardPool:
         path = self.entries[index].resolved.path
         values = []
         for sample in samples:
-            gold = runner.gold(index, sample.columns)
+            (gold,) = runner.golds(index, [(f"row {sample.uid}", sample.columns)])
             completion = gold_completion(gold, sample.columns)
             value = self._check_value(runner, index, sample, completion or "")
             if gold.declared and completion is not None:
@@ -215,6 +229,10 @@ class RewardPool:
                 check_undeclared(path, sample.uid, completion, score)
             values.append(value)
         return values
+
+    def _read_golds(self, runner: Runner, index: int, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        if not runner.load(index)["needs_trajectory"]:
+            runner.golds(index, rows)
 
     def _check_value(self, runner: Runner, index: int, sample: Prompt, completion: str) -> float | None:
         """Score of one completion of a row.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl4dlm.errors import PluginError
+from rl4dlm.errors import DataError, PluginError
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import RewardEntry
 from rl4dlm.reward.process import DeadlinePassed, ProcessDied, RewardProcess
@@ -125,14 +125,23 @@ class Runner:
         """
         return self._read(index, "examples", "EXAMPLES")["examples"]
 
-    def gold(self, index: int, columns: Mapping[str, Any]) -> Gold:
-        """What `GOLD` of the plug-in's module makes of a row.
+    def golds(self, index: int, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Gold]:
+        """What `GOLD` of the plug-in's module makes of rows.
+
+        Args:
+            rows: per row how messages call it, `row 7`, and its columns.
 
         Raises:
-            PluginError: it is neither names of columns nor a function of a row.
+            PluginError: `GOLD` is neither names of columns nor a function of a row.
+            DataError: it is a function, and refuses a row, whose reference no completion can equal.
         """
-        reply = self._read(index, "gold", "GOLD", dict(columns))
-        return Gold(reply["declared"], reply["text"])
+        reply = self._read(index, "golds", "GOLD", [dict(columns) for _, columns in rows])
+        if "refused" in reply:
+            raise DataError(
+                f"{rows[reply['refused']][0]}: reward function {self._entries[index].resolved.path}: "
+                f"{reply['reason']}.\nFix: correct or remove the row, or name its answer's column."
+            )
+        return [Gold(reply["declared"], text) for text in reply["texts"]]
 
     def _read(self, index: int, operation: str, what: str, *arguments: Any) -> dict[str, Any]:
         """Ask the process about something that the plug-in's module holds."""

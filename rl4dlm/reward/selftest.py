@@ -20,6 +20,8 @@ from rl4dlm.reward.loading import resolve
 from rl4dlm.reward.runner import Attempt, Runner
 
 MAX_EXAMPLES = 32
+MAX_REFERENCES = 4000
+"""Rows whose references are read; the first `MAX_EXAMPLES` of them are tried."""
 _PROMPTS = ("prompt", "question", "problem", "text")
 """Columns in which data sets keep the prompt."""
 
@@ -99,7 +101,8 @@ def selftest(
         rows: rows of a dataset; the gold answer is their column `completion`, else what `GOLD` of the plug-in
             says, else `answer` in the layout, of the usual ones, that scores best; the prompt is `prompt`,
             else `question`, `problem` or `text`. None: the `EXAMPLES` of the plug-in, a list of {"prompt",
-            "completion", "columns"}. The first 32 are used.
+            "completion", "columns"}. The first 32 are tried; the references of all
+            are read.
         kwargs: settings, as in a recipe.
         timeout_s: deadline per call, seconds.
         show_output: pass on what the plug-in prints, to stderr.
@@ -131,13 +134,16 @@ def _examples(
             f"{path}: there is nothing to try it on: its module has no EXAMPLES.\n"
             'Fix: add EXAMPLES = [{"prompt": ..., "completion": ..., "columns": {...}}] or give --data FILE.'
         )
+    columns_of = [
+        dict(row["columns"]) if isinstance(row.get("columns"), Mapping) else dict(row) for row in rows
+    ]
+    # Of all rows, also those that are not tried: a reference that cannot be read is told by its row.
+    golds = runner.golds(0, [(f"row {index}", columns) for index, columns in enumerate(columns_of)])
     examples = []
-    for row in rows[:MAX_EXAMPLES]:
-        columns = dict(row["columns"]) if isinstance(row.get("columns"), Mapping) else dict(row)
+    for row, columns, gold in zip(rows[:MAX_EXAMPLES], columns_of, golds, strict=False):
         prompt = next((row[name] for name in _PROMPTS if row.get(name) is not None), "")
         example = _Example(prompt, row.get("completion"), columns, row.get("trajectory"))
         if "completion" not in row:
-            gold = runner.gold(0, columns)
             text = gold_completion(gold, columns)
             example = replace(example, completion=text, declared=gold.declared)
             if not gold.declared and text is not None:

@@ -3,13 +3,14 @@ launched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rl4dlm.data import (
+    EVAL_UID,
     Example,
     ExampleSource,
     PromptSource,
@@ -49,6 +50,9 @@ from rl4dlm.rollout import check_sampler, sampler_notes
 from rl4dlm.rollout.external import find_engine
 from rl4dlm.run.folder import RunFolder
 from rl4dlm.types import DenoiserSpec, Pair, Prompt
+
+MAX_REFERENCES = 4000
+"""Training rows whose references are read before the start."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     first = prompts.batch(0, recipe.rollout.prompts_per_update)
     check_lengths(recipe, model.facts, [len(prompt.token_ids) for prompt in first])
     with RewardPool(recipe.reward) as rewards:
+        rewards.check_references(_references(prompts))
         rewards.check(first[:2])
     found = Preflight(model, tuple(warnings_of(recipe)), prompts, (*prompts.notes, *notes))
     if recipe.warm_start is not None:
@@ -166,6 +171,17 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     if not recipe.algorithm.samples_rollouts:
         check_pairs(recipe, found.pairs(recipe, first))
     return found
+
+
+def _references(prompts: PromptSource) -> list[tuple[str, Mapping[str, Any]]]:
+    """Rows of a dataset whose references are read before the start, in the order of the file; a procedural
+    task makes its own."""
+    if prompts.num_train is None:
+        return []
+    train = prompts.batch(0, min(prompts.num_train, MAX_REFERENCES))
+    rows = [(f"data.train, row {one.uid}", one.columns) for one in sorted(train, key=lambda one: one.uid)]
+    held_out = prompts.eval_prompts()
+    return rows + [(f"evaluation, row {one.uid - EVAL_UID}", one.columns) for one in held_out]
 
 
 def preflight_sft(recipe: SFTRecipe, *, devices: bool = True) -> SFTPreflight:

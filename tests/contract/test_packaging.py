@@ -61,7 +61,7 @@ def rl4dlm(installed: Path, cwd: Path, *arguments: str) -> str:
 def test_the_wheel_carries_recipes_rewards_and_types(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     recipes = {str(path.relative_to(CLONE)) for path in (CLONE / "recipes").rglob("*.yaml")}
-    rewards = {str(path.relative_to(CLONE)) for path in (CLONE / "reward_fns").glob("*.py")}
+    rewards = {str(path.relative_to(CLONE)) for path in (CLONE / "reward_fns").rglob("*.py")}
     assert recipes and rewards
     assert {f"rl4dlm/_shipped/{name}" for name in recipes | rewards} <= names
     modules = {str(path.relative_to(CLONE)) for path in (CLONE / "rl4dlm").rglob("*.py")}

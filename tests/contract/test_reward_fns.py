@@ -22,6 +22,7 @@ from rl4dlm.recipe import shipped_folder
 from rl4dlm.reward import list_rewards
 
 FILES = sorted(shipped_folder("reward_fns").glob("*.py"))
+SHARED = sorted((shipped_folder("reward_fns") / "reward_answers").glob("*.py"))
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -40,7 +41,7 @@ BUILT_IN = [info.name for info in list_rewards() if Path(info.path).parent == sh
 NEEDS_SETTINGS = {"llm_judge", "reward_model"}
 """They have tests of their own: test_llm_judge.py, test_reward_model.py."""
 ALONE = [name for name in BUILT_IN if name.partition(":")[0] not in NEEDS_SETTINGS]
-IMPORTED_WITHIN = {"math": {"math_verify"}, "reward_model": {"torch", "transformers"}}
+IMPORTED_WITHIN = {"values": {"mpmath"}, "reward_model": {"torch", "transformers"}}
 """What is needed beyond the standard library, and imported only where it is used."""
 
 
@@ -56,18 +57,22 @@ def examples(name: str) -> list[dict[str, Any]]:
     return MODULES[name.partition(":")[0]].EXAMPLES
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_it_needs_little_evaluates_nothing_and_says_what_earns_full_marks(file):
+@pytest.mark.parametrize("file", [*FILES, *SHARED], ids=lambda file: file.stem)
+def test_it_needs_little_and_evaluates_nothing(file):
     tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         allowed = set() if node in tree.body else IMPORTED_WITHIN.get(file.stem, set())
-        allowed |= sys.stdlib_module_names
+        allowed |= {*sys.stdlib_module_names, "reward_answers"}
         assert all(name.partition(".")[0] in allowed for name in names), names
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"eval", "exec", "compile", "__import__", "print"}
-    assert ast.get_docstring(tree) and "Full marks, 1.0" in (ast.get_docstring(tree) or "")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_says_what_earns_full_marks(file):
+    assert "Full marks, 1.0" in (ast.get_docstring(ast.parse(file.read_text())) or "")
 
 
 def test_every_built_in_is_tried_here_or_needs_settings():
@@ -187,6 +192,44 @@ def test_countdown_divides_exactly():
     assert call("countdown", ["1/3"], {"ground_truth": [[1, 3], 0.3333333333333333]}) == [0.1]
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"ground_truth": {"target": 31, "numbers": [7, 4, 3]}},
+        {"ground_truth": '{"target": 31, "numbers": [7, 4, 3]}'},
+        {"ground_truth": "[[7, 4, 3], 31]"},
+        {"answer": {"target": 31, "numbers": [7, 4, 3]}},
+        {"reward_model": {"style": "rule", "ground_truth": {"target": 31, "numbers": [7, 4, 3]}}},
+        {"nums": [7, 4, 3], "target": 31},
+        {"numbers": "[7, 4, 3]", "target": "31"},
+        {"input": "7 4 3", "output": 31.0},
+    ],
+)
+def test_countdown_takes_the_task_in_every_published_form(columns):
+    right, near = "<answer>7 * 4 + 3 = 31</answer>", "<answer>7 + 4 + 3</answer>"
+    assert call("countdown", [right, near, "31"], columns) == [1.0, 0.1, 0.0]
+    assert MODULES["countdown"].GOLD(columns) == "<answer>(3 + (7 * 4))</answer>"
+
+
+@pytest.mark.parametrize(
+    ("completion", "score"),
+    [
+        ("\\boxed{\\frac{24}{2} + 9}", 1.0),
+        ("<answer>\\left(24 \\div 2\\right) + 9</answer>", 1.0),
+        ("<answer>**24/2+9**</answer>", 1.0),
+        ("<answer>`24/2+9`</answer>", 1.0),
+        ("2$4/2+9", 0.0),  # signs are not taken out from between digits
+        ("2\\left4/2+9", 0.0),
+        ("9+24\\frac{2}{1}", 0.0),
+        ("(24/2)9", 0.0),
+        ("24.0/2+9", 0.0),
+        ("24%/2+9", 0.0),
+    ],
+)
+def test_countdown_parses_latex_and_joins_nothing(completion, score):
+    assert call("countdown", [completion], {"numbers": [24, 2, 9], "target": 21}) == [score]
+
+
 def test_countdown_says_what_a_row_lacks():
     with pytest.raises(ValueError, match="needs the columns numbers and target"):
         call("countdown", ["1"], {"answer": "1"})
@@ -259,9 +302,29 @@ def test_sudoku_refuses_a_row_that_is_no_puzzle():
         ("20-18", 1.0),  # a minus between numbers is no sign
         ("1,8", 0.0),
         ("18.5", 0.0),
-        ("1e18", 1.0),
+        ("1e18", 0.0),
         ("eighteen", 0.0),
         ("18/0", 0.0),
+        # A number is read as a whole, and nothing is joined or left out.
+        ("\\boxed{17\\frac{2}{2}}", 0.0),
+        ("\\boxed{1\\frac{8}{1}}", 0.0),
+        ("\\boxed{20-2}", 1.0),
+        ("18 1/2", 0.0),
+        ("<answer>18 3/4 cups</answer>", 0.0),
+        ("18 thousand", 0.0),
+        ("18:30", 0.0),
+        ("18/3/2024", 0.0),
+        ("18x", 0.0),
+        ("x18", 0.0),
+        ("1 8", 0.0),
+        ("**$18**", 1.0),
+        ("`18`", 1.0),
+        ("The answer is 18, so 5 are left.", 1.0),
+        ("1.8 \\times 10^{1}", 1.0),
+        ("1.8e1", 1.0),
+        ("20 - 18", 1.0),
+        ("- 18 eggs", 1.0),
+        ("It fell to -18", 0.0),
     ],
 )
 def test_gsm8k_finds_the_final_number(completion, score):
@@ -276,6 +339,15 @@ def test_gsm8k_finds_the_final_number(completion, score):
         (0.1, "0.10"),
         (1e-05, "0.00001"),
         ("1,000", "\\boxed{1{,}000}"),
+        ("3.75", "\\boxed{3\\frac{3}{4}}"),
+        ("3.75", "<answer>3 3/4 hours</answer>"),
+        ("3.75", "It takes 3 3/4."),
+        ("3.75", "3¾"),
+        ("2500000", "$2.5 million"),
+        ("-4", "-\\frac{8}{2}"),
+        ("45000", "**$45,000**"),
+        ("#### -6", "It drops to -6"),
+        ("19", "19, all told, so"),
     ],
 )
 def test_gsm8k_compares_numbers_exactly(reference, completion):

@@ -5,7 +5,7 @@ r"""From a row of saved completions to what a reward function is given: the one 
 | every one | all columns | columns of the same names |
 | every one | the completion column | the completion, without the end-of-text tokens that it ends on |
 | every one | the target column | `answer` and `ground_truth` too, unless the row has columns of these names |
-| `countdown` | target `[[3, 5, 8], 21]`, as a list or as JSON text | `ground_truth`, as a list |
+| `countdown` | target `[[3, 5], 8]` or `{"numbers": [3, 5], "target": 8}`, or JSON text | `ground_truth` |
 | `sudoku` | the last run of 16 or 81 digits in the prompt; the target | `puzzle`; `solution` |
 
 A reward that finds its own columns in the row (`numbers` and `target`, `puzzle` and `solution`, ...) uses
@@ -39,7 +39,7 @@ _OWN_COLUMNS: Mapping[str, tuple[frozenset[str], ...]] = {
         "math": ("answer", "solution"),
         "gsm8k": ("answer",),
         "sort": ("answer",),
-        "countdown": ("numbers target", "input output"),
+        "countdown": ("numbers target", "nums target", "input output", "reward_model"),
         "sudoku": ("puzzle solution", "Puzzle Solution"),
         "code": ("test_list", "test entry_point", "inputs outputs"),
         "format": ("",),
@@ -135,7 +135,7 @@ def _reference(target: Any) -> Any:
 
 def _for_reward(reward: str, prompt: Any, target: Any, row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The columns that a built-in reward wants under names of its own."""
-    if reward == "countdown" and isinstance(target, str) and "numbers" not in row and "input" not in row:
+    if reward == "countdown" and target is not None and not {"numbers", "nums", "input"} & row.keys():
         return {"ground_truth": _numbers_and_target(target, where)}
     if reward == "sudoku" and not {"puzzle", "Puzzle"} & row.keys():
         if target is None:
@@ -150,12 +150,18 @@ def _for_reward(reward: str, prompt: Any, target: Any, row: Mapping[str, Any], w
     return {}
 
 
-def _numbers_and_target(text: str, where: str) -> Any:
+def _numbers_and_target(target: Any, where: str) -> Any:
+    """A task in any of its forms, as a list of the numbers and the target."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        task = json.loads(target) if isinstance(target, str) else target
+        if isinstance(task, Mapping):
+            task = [task["numbers"] if "numbers" in task else task["nums"], task["target"]]
+        numbers, goal = task
+        return [numbers, goal]
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise DataError(
-            f"{where}: the target {text[:80]!r} is not [numbers, target].\nFix: write [[3, 5, 8], 21]."
+            f"{where}: the target {str(target)[:80]!r} is not [numbers, target].\n"
+            'Fix: write [[3, 5, 8], 21] or {"numbers": [3, 5, 8], "target": 21}.'
         ) from None
 
 

@@ -105,6 +105,37 @@ def test_repetition_is_the_share_of_runs_of_four_words_that_were_there_before():
     assert FORMAT.format(["p"] * 2, [looped, "so it is 4"], tags="", max_repetition=0.2) == [0.0, 1.0]
 
 
+CHAT = [{"role": "user", "content": "Why?"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "score"),
+    [
+        ([*CHAT, {"role": "assistant", "content": "<think>\n"}], 1.0),
+        ([*CHAT, {"role": "assistant", "content": "Well. <think>First,"}], 1.0),
+        ([*CHAT, {"role": "assistant", "content": [{"type": "text", "text": "<think>"}]}], 1.0),
+        ("Q: Why?\nA: Let me think.\n<think>\n", 1.0),
+        (CHAT, 0.0),
+        ([{"role": "assistant", "content": "<think>"}, *CHAT], 0.0),
+        ("Put your thoughts in <think> tags.", 0.0),
+        ("Why?", 0.0),
+    ],
+)
+def test_format_sees_what_the_prompt_opened(prompt, score):
+    settings = {"tags": "think,answer"}
+    pattern = {"tags": "", "pattern": "*<think>*</think>*"}
+    rest, whole = "it is so.</think><answer>So.</answer>", "<think>so</think><answer>So.</answer>"
+    assert FORMAT.format([prompt], [rest], **settings) == [score]
+    assert FORMAT.format([prompt], [rest], **pattern) == [score]
+    assert FORMAT.format([prompt], [whole], **settings) == [1.0 - score]  # opened twice, or once
+
+
+def test_lengths_and_repetition_are_the_completion_s_alone():
+    prompt = [*CHAT, {"role": "assistant", "content": "so it is " * 9}]
+    assert FORMAT.format([prompt] * 2, ["abcde", "a"], tags="", max_chars=5, max_repetition=0.0) == [1.0, 1.0]
+    assert FORMAT.format([prompt] * 2, ["abcde", "a"], tags="", min_chars=3) == [1.0, 0.0]
+
+
 def test_all_rules_must_hold_at_once():
     settings = {"tags": "answer", "boxed": True, "max_chars": 40}
     texts = [

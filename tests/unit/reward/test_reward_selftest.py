@@ -130,7 +130,7 @@ def test_a_step_wise_function_is_tried_on_the_trajectories_of_its_examples(tmp_p
 
 
 def test_rows_without_gold_answers_say_what_could_not_be_tried(tmp_path):
-    report = selftest("countdown", [{"input": "1,2", "output": "3"}])
+    report = selftest("countdown", [{"input": "1,2,3,4,5", "output": "15"}])
     assert report.passed
     untried = {check.name: check.detail for check in report.checks if check.passed is None}
     assert untried["gold answers score full marks"] == "the rows have no gold answer"
