@@ -15,14 +15,16 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+# The numbers below stand in the parquet files of runs: none is ever given to anything else.
+
 # How a canvas position got its token: `Trace.kind`.
-SAMPLED, FORCED, EARLY_COMMIT, EOS_FILLER, EDITED, FIXED = range(6)
+SAMPLED, FORCED, EARLY_COMMIT, EOS_FILLER = range(4)
 
 # What an event did to a canvas position: `Events.op`.
-REVEAL, REMASK, EDIT, FILL = range(4)
+REVEAL, REMASK, FILL = 0, 1, 3
 
 # Why a rollout ended: `Rollout.stop_reason`.
-STOP_EOS, STOP_LENGTH, STOP_EARLY_COMMIT, STOP_BUDGET, STOP_ABORTED = range(5)
+STOP_EOS, STOP_LENGTH, STOP_EARLY_COMMIT, STOP_ABORTED = 0, 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Events:
     pos: np.ndarray
     """int32 `[events]`: canvas position."""
     op: np.ndarray
-    """uint8 `[events]`: REVEAL, REMASK, EDIT or FILL."""
+    """uint8 `[events]`: REVEAL, REMASK or FILL."""
     token: np.ndarray
     """int32 `[events]`: what stands there afterwards (REMASK: the mask token)."""
     logp: np.ndarray
@@ -103,7 +105,7 @@ class PolicyActions:
 
 @dataclass(frozen=True)
 class Trace:
-    """The order in which a canvas was filled (specs: trajectory record), enough to replay every state.
+    """The order in which a canvas was filled, enough to replay every state.
 
     Arrays of length `completion` (the canvas) unless said otherwise; positions count from the canvas's start.
     """
@@ -114,7 +116,7 @@ class Trace:
     rank: np.ndarray
     """int16: order among the positions committed in the same step, 0 = picked first."""
     kind: np.ndarray
-    """uint8: SAMPLED, FORCED, EARLY_COMMIT, EOS_FILLER, EDITED or FIXED."""
+    """uint8: SAMPLED, FORCED, EARLY_COMMIT or EOS_FILLER."""
     rollout_logp: np.ndarray
     """float32, nats: log-probability of the token at commit time under `softmax(logits / T)` with forbidden
     ids removed, before any top-k or top-p (T = 1 for greedy decoding). 0 for fillers."""

@@ -1,6 +1,6 @@
 """Replay of a recorded trajectory: every state the sampler saw, and what it did there.
 
-The one place that knows how a trace is read, so sampler, trainer and player agree (specs: decoding 3.3).
+The one place that knows how a trace is read, so sampler, trainer and player agree.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rl4dlm.types import EDIT, FIXED, FORCED, REVEAL, SAMPLED, Predictions, Rollout
+from rl4dlm.types import FORCED, REVEAL, SAMPLED, Predictions, Rollout
 
 
 class Commits(NamedTuple):
@@ -49,8 +49,7 @@ def state_before(rollout: Rollout, step: int, mask_id: int) -> np.ndarray:
     """
     trace, events = rollout.trace, rollout.trace.events
     if events is None:
-        visible = (trace.step_map < step) | (trace.kind == FIXED)
-        return np.where(visible, rollout.completion_ids, mask_id).astype(np.int32)
+        return np.where(trace.step_map < step, rollout.completion_ids, mask_id).astype(np.int32)
     canvas: np.ndarray = np.full(len(rollout.completion_ids), mask_id, dtype=np.int32)
     past = slice(0, int(events.ptr[min(step, len(events.ptr) - 1)]))
     # Of several assignments to one place the last one counts.
@@ -69,7 +68,7 @@ def commits_of(rollout: Rollout, step: int) -> Commits:
         where = np.flatnonzero(drawn & (trace.step_map == step))
         return Commits(where, rollout.completion_ids[where], trace.rollout_logp[where])
     inside = np.arange(events.ptr[step], events.ptr[step + 1])
-    inside = inside[(events.op[inside] == REVEAL) | (events.op[inside] == EDIT)]
+    inside = inside[events.op[inside] == REVEAL]
     inside = inside[np.argsort(events.pos[inside], kind="stable")]
     return Commits(events.pos[inside].astype(np.int64), events.token[inside], events.logp[inside])
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl4dlm.types import EOS_FILLER, FIXED, Rollout
+from rl4dlm.types import EOS_FILLER, Rollout
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def pack_rows(
 def action_mask(rollouts: Sequence[Rollout], *, until_eos: bool) -> np.ndarray:
     """Which canvas positions are the policy's actions.
 
-    Fillers after an early stop and positions that were given, not sampled, never are (specs/decoding 12.2).
+    Fillers after an early stop never are.
 
     Args:
         rollouts: with canvases of one length.
@@ -63,7 +63,7 @@ def action_mask(rollouts: Sequence[Rollout], *, until_eos: bool) -> np.ndarray:
         bool `[rollouts, completion]`.
     """
     kind = np.stack([rollout.trace.kind for rollout in rollouts])
-    mask = (kind != EOS_FILLER) & (kind != FIXED)
+    mask = kind != EOS_FILLER
     if until_eos:
         length = np.array([rollout.completion_len for rollout in rollouts])
         mask &= np.arange(kind.shape[1]) < length[:, None]

@@ -18,7 +18,7 @@ from rl4dlm.errors import RolloutError
 from rl4dlm.rollout.finish import Decode, Finisher
 from rl4dlm.rollout.graphs import Graphs
 from rl4dlm.rollout.journal import Journal
-from rl4dlm.rollout.request import Request, check_lengths
+from rl4dlm.rollout.request import Request, check_room
 from rl4dlm.rollout.sampler_checks import check_sampler
 from rl4dlm.rollout.slots import Slots
 from rl4dlm.rollout.steps import Stepper, make_stepper
@@ -94,7 +94,7 @@ class Engine:
             DataError: a prompt and the canvas are longer than the model's positions.
             RolloutError: logits are not finite; names step and prompt.
         """
-        check_lengths(requests, self.spec.gen_len, self.denoiser.spec)
+        check_room(requests, self.spec.gen_len, self.denoiser.spec)
         for sampler in {request.sampler(self.spec) for request in requests}:
             check_sampler(sampler, self.denoiser.spec)
         if not requests:

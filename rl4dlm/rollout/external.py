@@ -19,7 +19,7 @@ from rl4dlm.rollout.engine import Engine
 from rl4dlm.rollout.finish import Decode, Finisher
 from rl4dlm.rollout.graphs import Graphs
 from rl4dlm.rollout.journal import RowJournal
-from rl4dlm.rollout.request import Request, block_offset, check_lengths
+from rl4dlm.rollout.request import Request, block_offset, check_room
 from rl4dlm.rollout.sampler_checks import check_sampler
 from rl4dlm.rollout.slots import RawRow
 from rl4dlm.types import SAMPLED, Denoiser, Rollout
@@ -95,7 +95,7 @@ class ExternalEngine:
             RolloutError: the sampler's answer cannot be a rollout.
         """
         model, spec = self._denoiser.spec, self._spec
-        check_lengths(requests, spec.gen_len, model)
+        check_room(requests, spec.gen_len, model)
         check_sampler(spec, model)
         completions = self._sampler.at(self._denoiser, policy_version).complete(requests, spec)
         if len(completions) != len(requests):

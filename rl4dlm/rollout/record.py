@@ -22,10 +22,8 @@ from rl4dlm.diffusion.replay import commits_of, prediction_at, state_before, ste
 from rl4dlm.errors import DataError, RolloutError, StorageError
 from rl4dlm.recipe.bounded import parse_json
 from rl4dlm.types import (
-    EDIT,
     EOS_FILLER,
     FILL,
-    FIXED,
     REMASK,
     REVEAL,
     Events,
@@ -134,7 +132,7 @@ def trace_problems(rollout: Rollout, mask_id: int) -> Iterator[str]:
         return
     if (rollout.completion_ids == mask_id).any():
         yield "the completion holds the mask token"
-    chosen = (trace.kind != EOS_FILLER) & (trace.kind != FIXED)
+    chosen = trace.kind != EOS_FILLER
     if (trace.step_map[chosen] < 0).any() or (trace.step_map[chosen] >= rollout.num_steps).any():
         yield f"a position was committed outside steps 0 to {rollout.num_steps - 1}"
     if not np.isfinite(trace.rollout_logp).all() or (trace.rollout_logp > 0).any():
@@ -180,9 +178,7 @@ def _event_problems(rollout: Rollout, mask_id: int) -> Iterator[str]:
         op, hidden = events.op[inside], before[events.pos[inside]]
         if step < rollout.num_steps and not np.isin(op, (REVEAL, FILL)).any():
             yield f"step {step} committed nothing"
-        if (hidden != np.isin(op, (REVEAL, FILL))).any() or not np.isin(
-            op, (REVEAL, FILL, REMASK, EDIT)
-        ).all():
+        if (hidden != np.isin(op, (REVEAL, FILL))).any() or not np.isin(op, (REVEAL, FILL, REMASK)).all():
             yield f"step {step} writes where something stands, or changes what is hidden"
 
 

@@ -58,7 +58,7 @@ def mix_block_lengths(
     return [replace(request, block_length=block_lengths[draw[request.prompt_uid]]) for request in requests]
 
 
-def check_lengths(requests: Sequence[Request], gen_len: int, spec: DenoiserSpec) -> None:
+def check_room(requests: Sequence[Request], gen_len: int, spec: DenoiserSpec) -> None:
     """Refuse prompts that leave no room for the canvas.
 
     Raises:

@@ -28,7 +28,7 @@ from rl4dlm.diffusion.blocks import sequence_layout
 from rl4dlm.diffusion.seeds import counter_uniform
 from rl4dlm.rollout.finish import Decode, Finisher
 from rl4dlm.rollout.journal import RowJournal
-from rl4dlm.rollout.request import Request, block_offset, check_lengths
+from rl4dlm.rollout.request import Request, block_offset, check_room
 from rl4dlm.rollout.sampler_checks import check_sampler
 from rl4dlm.rollout.slots import RawRow
 from rl4dlm.types import EARLY_COMMIT, FILL, FORCED, REMASK, REVEAL, SAMPLED, Denoiser, Rollout
@@ -59,7 +59,7 @@ def generate_reference(
         DataError: a prompt and the canvas are longer than the model's positions.
         RecipeError: the sampler does not fit the model.
     """
-    check_lengths(requests, spec.gen_len, denoiser.spec)
+    check_room(requests, spec.gen_len, denoiser.spec)
     finisher, rollouts = Finisher(denoiser.spec, policy_version, decode), []
     for request in requests:
         sampler = request.sampler(spec)

@@ -1,7 +1,9 @@
-"""The floor plan: a module imports from lower floors only, never from a neighbour on its own floor."""
+"""The floor plan: a module imports from lower floors only, never from a neighbour on its own floor; no files
+import each other in a circle, and a public name means one thing."""
 
 import ast
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,123 @@ def test_reward_functions_need_nothing_from_the_package() -> None:
 
 def test_there_is_no_utils() -> None:
     assert not [path for path in PACKAGE.rglob("*") if path.stem in ("utils", "helpers", "common", "misc")]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def for_types_alone(node: ast.AST) -> bool:
+    """`if TYPE_CHECKING:`, whose imports never run."""
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def running(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if for_types_alone(node):
+            continue
+        yield node
+        yield from running(node)
+
+
+def files_imported(path: Path, files: Mapping[str, Path]) -> set[str]:
+    """Files that a file imports when it runs, at the top or inside functions."""
+    found: set[str] = set()
+    for node in running(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in files else str(node.module) for name in inner}
+    return found & set(files)
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of files each of which reaches all others of its group."""
+    reached = {name: reach(name, graph) for name in graph}
+    groups = {
+        tuple(sorted(other for other in reached[name] if name in reached[other]))
+        for name in graph
+        if name in reached[name]
+    }
+    return sorted(map(list, groups))
+
+
+def reach(start: str, graph: Mapping[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    todo = set(graph[start])
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        todo |= graph[name] - seen
+    return seen
+
+
+# Circles that are still there: a list that only gets shorter.
+KNOWN_CIRCLES = [["rl4dlm.trainers.token_trainer", "rl4dlm.trainers.trajectory_trainer"]]
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {name: files_imported(path, FILES) for name, path in FILES.items()}
+    found = circles(graph)
+    assert [circle for circle in found if circle not in KNOWN_CIRCLES] == []
+
+
+def test_a_circle_is_found_at_the_top_inside_functions_and_over_three_files(tmp_path: Path) -> None:
+    texts = {
+        "p.a": "from p import b\n",
+        "p.b": "def f():\n    from p.c import g\n",
+        "p.c": "import p.a\nimport p.d\n",
+        "p.d": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.a\n",
+    }
+    files = {name: tmp_path / f"{name}.py" for name in texts}
+    for name, text in texts.items():
+        files[name].write_text(text)
+    graph = {name: files_imported(path, files) for name, path in files.items()}
+    assert circles(graph) == [["p.a", "p.b", "p.c"]]
+    assert circles({"a": {"a"}, "b": set()}) == [["a"]]
+
+
+# Names of commands, which `cli.py` defines over the functions that do the work.
+COMMANDS = {"estimate", "evaluate", "export", "inspect", "train", "main"}
+
+# Names that still mean two things: a list that only gets shorter.
+KNOWN_DOUBLES: dict[str, set[str]] = {
+    "Engine": {"learner.engine", "rollout.engine"},
+    "Instance": {"commands.lm_eval", "data.tasks.base"},
+    "Reference": {"likelihood.lab", "recipe.references"},
+    "Rows": {"data.table", "trainers.state_trainer"},
+    "Sample": {"commands.estimate.sources", "commands.score.columns"},
+    "Usable": {"data.completions", "data.rows"},
+    "combine": {"learner.weight_sync", "reward.scores"},
+    "differences": {"benchmarks.results", "run.folder"},
+    "is_file": {"commands.estimate.sources", "data.source", "recipe.bounded"},
+    "json_line": {"commands.estimate.report", "commands.score.run"},
+    "print_report": {"commands.estimate.report", "commands.score.run"},
+    "read_rows": {"data.source", "tracking.files"},
+}
+
+
+def doubles(files: Mapping[str, Path]) -> dict[str, set[str]]:
+    """Public classes and functions that several files define, with the files."""
+    homes: dict[str, set[str]] = {}
+    for name, path in files.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                homes.setdefault(node.name, set()).add(name.removeprefix("rl4dlm."))
+    return {name: where for name, where in homes.items() if len(where) > 1 and not name.startswith("_")}
+
+
+def test_a_public_name_means_one_thing() -> None:
+    found = {name: where for name, where in doubles(FILES).items() if name not in COMMANDS}
+    assert {name: where for name, where in found.items() if not where <= KNOWN_DOUBLES.get(name, set())} == {}
+
+
+def test_a_command_is_defined_in_the_command_line_and_in_one_other_file() -> None:
+    found = doubles(FILES)
+    for name in COMMANDS & set(found):
+        assert "cli" in found[name] and len(found[name]) == 2, (name, found[name])

@@ -17,7 +17,7 @@ from rl4dlm.likelihood.lab import Completions
 from rl4dlm.models import LoadedModel, encode
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.sections import DataConfig
-from rl4dlm.types import EOS_FILLER, FIXED, DenoiserSpec
+from rl4dlm.types import EOS_FILLER, DenoiserSpec
 
 SCOPES = ("until_eos", "canvas")
 FILES = (".jsonl", ".parquet")
@@ -77,8 +77,7 @@ def _from_ids(row: Mapping[str, Any], scope: str, spec: DenoiserSpec, where: str
     prompt, completion = (_ids(row, name, spec, where) for name in ("prompt_ids", "completion_ids"))
     action: np.ndarray = np.ones(len(completion), dtype=bool)
     if row.get("kind") is not None:
-        kind = np.array(row["kind"])
-        action &= (kind != EOS_FILLER) & (kind != FIXED)
+        action &= np.array(row["kind"]) != EOS_FILLER
     if scope == "until_eos" and row.get("completion_len") is not None:
         action &= np.arange(len(completion)) < row["completion_len"]
     return Sample(prompt, completion, action, where)

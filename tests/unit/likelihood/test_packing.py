@@ -7,7 +7,6 @@ import torch
 from tiny import tiny_rollout
 
 from rl4dlm.likelihood.packing import action_mask, pack_rows, split_by_tokens
-from rl4dlm.types import FIXED
 
 
 def test_prompts_are_padded_on_the_left_to_the_longest_at_hand():
@@ -45,13 +44,6 @@ def test_tokens_sampled_after_the_first_stop_id_are_actions_of_the_canvas_alone(
     )
     assert action_mask([sampled], until_eos=False).tolist() == [[True] * 5]
     assert action_mask([sampled], until_eos=True).tolist() == [[True, True, True, False, False]]
-
-
-def test_positions_that_were_given_are_no_actions():
-    rollout = tiny_rollout([0], [1, 2, 0])
-    kind = np.array([FIXED, 0, 0], dtype=np.uint8)
-    given = dataclasses.replace(rollout, trace=dataclasses.replace(rollout.trace, kind=kind))
-    assert action_mask([given], until_eos=False).tolist() == [[False, True, True]]
 
 
 def test_passes_hold_every_row_once_within_the_padded_budget():

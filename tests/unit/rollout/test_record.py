@@ -25,7 +25,25 @@ from rl4dlm.rollout import (
     to_table,
     write_parquet,
 )
-from rl4dlm.types import REMASK, Denoiser, Events, Prompt, Rollout, RolloutGroup, Scores, flatten
+from rl4dlm.types import (
+    EARLY_COMMIT,
+    EOS_FILLER,
+    FILL,
+    FORCED,
+    REMASK,
+    REVEAL,
+    SAMPLED,
+    STOP_EARLY_COMMIT,
+    STOP_EOS,
+    STOP_LENGTH,
+    Denoiser,
+    Events,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    Scores,
+    flatten,
+)
 
 SAMPLER = SamplerSpec(gen_len=16, block_length=4, steps=8)
 
@@ -284,3 +302,9 @@ def test_a_refused_write_leaves_the_older_file_and_no_fragment(
         write_parquet(table, path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["rollouts.parquet"]
+
+
+def test_the_numbers_in_the_files_of_older_runs_keep_their_meaning() -> None:
+    assert (SAMPLED, FORCED, EARLY_COMMIT, EOS_FILLER) == (0, 1, 2, 3)
+    assert (REVEAL, REMASK, FILL) == (0, 1, 3)
+    assert (STOP_EOS, STOP_LENGTH, STOP_EARLY_COMMIT) == (0, 1, 2)
