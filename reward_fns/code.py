@@ -38,6 +38,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "Write a function to add one to a number.",

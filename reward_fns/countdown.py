@@ -38,6 +38,7 @@ from reward_answers import places  # noqa: E402
 from reward_answers.grammar import Node, parse  # noqa: E402
 from reward_answers.tokens import Unreadable, tokens_of  # noqa: E402
 
+RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "3,5,8,2,6=8",

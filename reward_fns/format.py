@@ -36,6 +36,7 @@ if str(Path(__file__).parent) not in sys.path:
 
 from reward_answers import places  # noqa: E402
 
+RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "What is 2+2?",

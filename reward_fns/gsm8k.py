@@ -35,6 +35,7 @@ from reward_answers import places  # noqa: E402
 from reward_answers.numbers import Number, numbers_in  # noqa: E402
 from reward_answers.same import constant_in  # noqa: E402
 
+RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "Natalia sold clips to 48 friends in April and to half as many in May. How many in all?",

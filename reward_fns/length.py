@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "Why is the sky blue?",

@@ -42,6 +42,7 @@ from email.message import Message
 from http.client import HTTPException
 from typing import Any, NamedTuple
 
+RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "How many legs does a spider have?",

@@ -42,6 +42,7 @@ from reward_answers import places, statements, values  # noqa: E402
 from reward_answers.numbers import numbers_in  # noqa: E402
 from reward_answers.same import plain_text, same  # noqa: E402
 
+RANGE = (0.0, 1.0)
 EXAMPLES = [
     {
         "prompt": "Solve $x^2 = 2x$ for the larger root.",

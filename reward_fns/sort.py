@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+RANGE = (0.0, 1.0)
 EXAMPLES = [
     {"prompt": "872744=", "completion": "244778", "columns": {"answer": "244778"}},
     {"prompt": "31=", "completion": "13", "columns": {"answer": "13"}},

@@ -453,6 +453,15 @@ def rewards_test(
         Path | None,
         typer.Option(help="Rows to try it on (.jsonl, .csv, .parquet); default: its own EXAMPLES."),
     ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Column of --data that holds the prompt; default: the usual names.")
+    ] = None,
+    answer_column: Annotated[
+        str | None, typer.Option(help="Column of --data that the reward gets as `answer`.")
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(help="Column of --data that holds the reference, as in `rl4dlm score`.")
+    ] = None,
     setting: RewardSettings = None,
     timeout_s: Annotated[
         float, typer.Option(parser=_seconds, metavar="FLOAT", help="Deadline per call, seconds.")
@@ -460,11 +469,13 @@ def rewards_test(
 ) -> None:
     """Try a reward: gold answers, empty and hostile text, time per call, determinism.
 
-    Example: rl4dlm rewards test countdown
+    Example: rl4dlm rewards test gsm8k --data rows.jsonl --prompt-column q --answer-column solution
     """
-    from rl4dlm.commands.rewards import test_reward
+    from rl4dlm.commands.rewards import RowColumns, test_reward
 
-    raise typer.Exit(0 if test_reward(name, data, _reward_settings(setting), timeout_s) else 1)
+    columns = RowColumns(prompt_column, answer_column, target_column)
+    passed = test_reward(name, data, _reward_settings(setting), timeout_s, columns=columns)
+    raise typer.Exit(0 if passed else 1)
 
 
 def _evaluate_tasks(

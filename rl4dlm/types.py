@@ -190,8 +190,14 @@ class Scores:
     """bool `[batch]`: some function failed on this sample."""
     messages: tuple[str, ...] = ()
     """The first distinct failure messages, for the log."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """What the user should be told once in a run though no sample was lost, by a name of the matter."""
     logged: Mapping[str, float] = field(default_factory=dict)
     """Scalars that reward functions logged through TRL's `log_metric`, averaged."""
+    extra: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """By column what they logged of each sample through TRL's `log_extra`; None where they logged nothing."""
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By function the lowest and highest value that it can return, of those that declare them."""
     kinds: Mapping[int, str] = field(default_factory=dict)
     """By index in the batch the kind of failure, of the first function that failed there."""
 

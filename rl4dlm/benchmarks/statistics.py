@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
@@ -72,6 +72,15 @@ def mean_figure(values: Sequence[float]) -> Figure | None:
     return running.figure()
 
 
+def mean_share(values: Sequence[float]) -> Figure | None:
+    """Mean and interval of values that lie in [0, 1] by their nature; the interval does too."""
+    figure = mean_figure(values)
+    if figure is None or figure.ci95 is None:
+        return figure
+    low, high = figure.ci95
+    return replace(figure, ci95=(max(0.0, low), min(1.0, high)))
+
+
 def wilson_interval(share: float, count: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's interval of a share of `count` independent trials.
 
@@ -118,14 +127,8 @@ def pass_figures(correct: Sequence[Sequence[bool]]) -> dict[str, Figure]:
         raise ValueError(f"prompts need one number of verdicts each, not {sorted(sizes)}")
     (n,) = sizes
     counts = [sum(verdicts) for verdicts in correct]
-    figures = {f"avg@{n}": mean_figure([c / n for c in counts])}
+    figures = {f"avg@{n}": mean_share([c / n for c in counts])}
     powers = [2**i for i in range(n.bit_length()) if 2**i < n]
     for k in [*powers, n]:
-        figures[f"pass@{k}"] = mean_figure([pass_at_k(n, c, k) for c in counts])
+        figures[f"pass@{k}"] = mean_share([pass_at_k(n, c, k) for c in counts])
     return {name: figure for name, figure in figures.items() if figure is not None}
-
-
-def wilson_half_width(share: float, count: int) -> float:
-    """Half the width of Wilson's 95 % interval of a share of `count` trials, 1.96 standard errors wide."""
-    low, high = wilson_interval(share, count, z=1.96)
-    return (high - low) / 2

@@ -14,7 +14,7 @@ from rl4dlm.benchmarks.statistics import mean_figure, pass_figures
 from rl4dlm.data import EVAL_UID
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.reward.judge import Scorer, score_groups
+from rl4dlm.reward.judge import Scorer, score_groups, trainer_state
 from rl4dlm.rollout import Generate, Request
 from rl4dlm.types import Prompt, RolloutGroup
 
@@ -91,7 +91,7 @@ def _sample_and_score(
     ]
     drawn = iter(generate(requests, run.specs[mode], 0))
     groups = [RolloutGroup(prompt, tuple(next(drawn) for _ in samples)) for prompt, samples in missing]
-    scores = score_groups(rewards, groups, 0)
+    scores = score_groups(rewards, groups, trainer_state(0, 0))
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     return [
         {

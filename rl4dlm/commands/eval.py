@@ -19,6 +19,8 @@ from rl4dlm.run.folder import storage
 from rl4dlm.run.preflight import Preflight, preflight
 from rl4dlm.tracking import Evaluation
 from rl4dlm.tracking.environment import describe_environment
+from rl4dlm.tracking.names import format_measured, headline_names
+from rl4dlm.tracking.samples import visible
 
 
 def evaluate_model(recipe: Recipe, output: Path | None, console: Console | None = None) -> Evaluation:
@@ -37,10 +39,12 @@ def evaluate_model(recipe: Recipe, output: Path | None, console: Console | None 
         out.print(note, markup=False, highlight=False)
     evaluation = _evaluate_on_workers(recipe, checks, out)
     table = Table(title="Evaluation", title_justify="left", show_header=False)
-    for name, value in evaluation.metrics.items():
-        table.add_row(name, f"{value:.4g}")
+    for name in headline_names(evaluation.metrics):
+        table.add_row(name, format_measured(name, evaluation.metrics))
     table.add_row("decode", json.dumps(evaluation.decode["greedy"]))
     out.print(table)
+    for warning in evaluation.warnings.values():
+        out.print(f"warning: {visible(warning, lines=True)}", style="yellow", markup=False, highlight=False)
     if output is not None:
         with storage(f"{output} could not be written"):
             output.write_text(

@@ -104,6 +104,7 @@ class FineTuning:
         metrics = held_out_metrics(session.policy.held_out(batch), batch, len(examples))
         decode = {"elbo": {"objective": plan.objective.type, "states": states, "fill": plan.fill}}
         sampled = self._sample()
+        session.tracker.warn_once(sampled.warnings)
         session.tracker.evaluation(
             session.update, {**metrics, **sampled.metrics}, sampled.samples, {**decode, **sampled.decode}
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rl4dlm.errors import CollapseError, RewardError
 from rl4dlm.loops.session import Session
 from rl4dlm.recipe import Recipe
-from rl4dlm.reward.scores import too_many_failures
+from rl4dlm.reward.scores import matters_of, too_many_failures
 from rl4dlm.tracking import RunHistory, Sentinel, collapse_message
 from rl4dlm.types import Scores
 
@@ -18,7 +18,6 @@ class Health:
 
     def __init__(self, session: Session, recipe: Recipe) -> None:
         self._session, self._recipe = session, recipe
-        self._told: set[str] = set()
         self._sentinel = self._look_back()
 
     def look_back(self) -> None:
@@ -33,15 +32,12 @@ class Health:
         return Sentinel(self._recipe.sentinel, [(row["update"], row) for row in values])
 
     def check_rewards(self, scores: Scores, update: int) -> None:
-        """Tell of failures that are new.
+        """Tell of failures, and of what was tried again, that are new.
 
         Raises:
             RewardError: too many samples failed.
         """
-        for message in scores.messages:
-            if message not in self._told:
-                self._told.add(message)
-                self._session.tracker.warn(message)
+        self._session.tracker.warn_once(matters_of(scores))
         cause = too_many_failures(scores, self._recipe.reward)
         if cause:
             raise RewardError(f"update {update}: {cause}")

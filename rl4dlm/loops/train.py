@@ -14,7 +14,7 @@ from rl4dlm.loops.rollouts import UpdateRollouts
 from rl4dlm.loops.session import Session, open_session
 from rl4dlm.loops.warm_start import warm_start
 from rl4dlm.recipe import Recipe
-from rl4dlm.reward.judge import is_correct, score_groups, score_steps
+from rl4dlm.reward.judge import is_correct, score_groups, score_steps, trainer_state
 from rl4dlm.run.folder import RunFolder
 from rl4dlm.run.preflight import Preflight, preflight
 from rl4dlm.run.reporter import Clock
@@ -94,7 +94,7 @@ class Training:
             drawn = self.rollouts.take(update, session.update)
         groups = drawn.groups
         with clock("reward"):
-            scores = score_groups(self.scorer, groups, update)
+            scores = score_groups(self.scorer, groups, self._trainer_state)
             step_rewards, step_metrics = self._score_steps(groups, update)
         self.health.check_rewards(scores, update)
         seed = derive_seed(self.recipe.run.seed, "update", update)
@@ -159,12 +159,18 @@ class Training:
         if not self.trainer.scores_steps:
             return None, {}
         decodes = self.trainer.partial_decodes(groups)
-        rewards, scores = score_steps(self.scorer, groups, decodes, self.checks.decode, update)
+        rewards, scores = score_steps(
+            self.scorer, groups, decodes, self.checks.decode, self.checks.spec.stop_ids, self._trainer_state
+        )
         if scores is None:
             return rewards, {}
         self.health.check_rewards(scores, update)
         texts = {"texts": sum(map(len, decodes)), "texts_scored": len(scores.reward)}
         return rewards, {f"reward/step_{name}": float(count) for name, count in texts.items()}
+
+    @property
+    def _trainer_state(self) -> dict[str, int]:
+        return trainer_state(self.session.update, self.recipe.trainer.max_steps)
 
     def _sync(self) -> Metrics:
         """Publish the weights of this update and bring every sampler to them."""
@@ -190,4 +196,5 @@ class Training:
         found = evaluate(
             self.sampler.generate, self.scorer, prompts, self.recipe, version=update, update=update
         )
+        session.tracker.warn_once(found.warnings)
         session.tracker.evaluation(update, found.metrics, found.samples, found.decode)

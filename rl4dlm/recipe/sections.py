@@ -221,21 +221,25 @@ class RewardConfig(Config):
     """Weight of each function in the sum; None: 1 for each."""
 
     timeout_s: float = Field(5.0, gt=0)
-    """Deadline per sample and function, seconds; the process is killed when it passes."""
+    """Deadline per function and call of up to 16 samples, seconds, then per sample of a call that failed; the
+    process is killed when it passes."""
+
+    groups_per_call: int | None = Field(None, gt=0)
+    """Groups (a prompt's completions) that a function is called with at once; None: as many as come to 16
+    completions, at least one. A function that compares prompts asks for the whole batch (`WHOLE_BATCH`)."""
 
     num_processes: int = Field(1, gt=0)
-    """Killable processes that score, per reward worker."""
+    """Killable processes that score, per reward worker. Rewards do not depend on it."""
 
     max_error_rate: float = Field(0.2, ge=0, le=1)
     """Share of samples of one update whose reward may fail; above it the run stops with the cause."""
 
     correct_threshold: float = 1.0
-    """A sample whose total reward reaches this counts as correct in accuracy and pass@k, unless `accuracy`
-    names a function."""
+    """A sample whose deciding value reaches this is correct, in accuracy and pass@k."""
 
     accuracy: str | None = None
-    """Name of the reward function whose value decides correctness (>= `correct_threshold`); None: the
-    total."""
+    """Name of the reward function whose value decides correctness (>= `correct_threshold`); None: the total,
+    where the functions declare a `RANGE` by which it lies in [0, 1]. Else the mean reward is reported."""
 
 
 class LoraSettings(Config):

@@ -2,32 +2,44 @@
 
 Two signatures are understood, told apart by parameter names:
 
-    TRL   f(prompts, completions, **columns) -> list[float | None], sync or async. It may also name
-          completion_ids, trainer_state, log_extra, log_metric (as in TRL) and trajectory (ours).
-    verl  compute_score(data_source, solution_str, ground_truth, extra_info) -> float or {"score": float, ...}
+    TRL   f(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns)
+          -> list[float | None], sync or async; it gets those that it names, and trajectory (ours).
+    verl  compute_score(data_source, solution_str, ground_truth, extra_info) -> float or {"score": float,
+          ...}; and its form for batches, compute_score(data_sources, solution_strs, ...) -> list
+
+Every argument has the meaning that it has there; `docs/rewards.md` says which.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import os
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rl4dlm.errors import PluginError
+
+if TYPE_CHECKING:
+    import asyncio
 
 TRL_PARAMETERS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 VERL_PARAMETERS = ("data_source", "solution_str", "ground_truth", "extra_info")
 # Columns of these names are not handed on: they would collide with what a function is given anyway.
-RESERVED = frozenset((*TRL_PARAMETERS, "trajectory", "prompt", "completion", "environments"))
+RESERVED = frozenset((*TRL_PARAMETERS, "trajectory", "prompt", "completion"))
 
 EXPECTED = (
     "expected f(prompts, completions, **columns) as in TRL, "
-    "or compute_score(data_source, solution_str, ground_truth, extra_info) as in verl"
+    "or compute_score(data_source, solution_str, ground_truth, extra_info) as in verl (a function that makes "
+    "a reward function is called in a file of your own: my_reward = make_it(...))"
 )
+
+
+Style = Literal["trl", "verl", "verl batch"]
 
 
 class WrongLength(Exception):
@@ -46,10 +58,25 @@ class Call:
     completions: list[str]
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
     """The other columns of the rows, one value per sample."""
+    completion_ids: list[list[int]] | None = None
+    """Per sample the ids up to and including the first stop id, no padding; None where they are not known."""
     trajectories: list[Mapping[str, Any]] | None = None
-    """Per sample at least `completion_ids` and `step_map`; None where there are none."""
-    trainer_state: Mapping[str, Any] = field(default_factory=lambda: {"global_step": 0})
+    """Per sample the canvas as `completion_ids`, `step_map`, `num_steps`; None where they are not known."""
+    trainer_state: Mapping[str, Any] = field(default_factory=lambda: {"global_step": 0, "max_steps": 0})
     """Attributes of TRL's `trainer_state`."""
+
+
+class Answer(NamedTuple):
+    """What came of one call."""
+
+    values: list[float | None]
+    """One per sample; None: the function does not apply to it."""
+    metrics: list[tuple[str, float]]
+    """What the function logged through `log_metric`."""
+    extra: dict[str, list[Any]]
+    """By column what it logged through `log_extra`, one value per sample."""
+    misfits: list[str] = []
+    """What it logged there and did not fit the samples."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +85,7 @@ class LoadedReward:
 
     name: str
     function: Callable[..., Any]
-    style: Literal["trl", "verl"]
+    style: Style
     parameters: tuple[str, ...]
     """Names that it takes by keyword."""
     required: tuple[str, ...]
@@ -69,61 +96,72 @@ class LoadedReward:
     """Settings from the recipe, handed to every call."""
 
     @property
-    def needs_trajectory(self) -> bool:
-        """It cannot be called without the record of a rollout."""
-        return bool({"trajectory", "completion_ids"} & set(self.required))
+    def needs(self) -> list[str]:
+        """What of the record of a rollout it cannot be called without."""
+        return [name for name in ("completion_ids", "trajectory") if name in self.required]
 
-    def __call__(self, call: Call) -> tuple[list[float | None], list[tuple[str, float]]]:
+    def __call__(self, call: Call) -> Answer:
         """Score the samples of one call.
 
-        Returns:
-            One number or None per sample, and what the function logged through `log_metric`.
-
         Raises:
-            WrongLength: the function returned a list of another length.
+            WrongLength: the function returned another number of values.
             TypeError: it returned something else than numbers, or needs a column that the rows lack.
         """
-        metrics: list[tuple[str, float]] = []
+        if self.style == "trl":
+            return self._call_trl(call)
+        rows = [self._verl_row(call, row) for row in range(len(call.completions))]
         if self.style == "verl":
-            rows = range(len(call.completions))
-            results = [self._run(self._verl_arguments(call, row), call) for row in rows]
-            return [_number(_score_of(result)) for result in results], metrics
-        result = self._run(self._trl_arguments(call, metrics), call)
-        return _numbers(result, len(call.completions)), metrics
+            started = [self._start(self._accepted(dict(self.kwargs) | row), call) for row in rows]
+            results = _all_finished(started)
+        else:
+            columns = {f"{name}s": [row[name] for row in rows] for name in VERL_PARAMETERS}
+            (result,) = _all_finished([self._start(self._accepted(dict(self.kwargs) | columns), call)])
+            results = _list(result, len(rows))
+        return _verl_answer(results)
 
-    def _run(self, arguments: Mapping[str, Any], call: Call) -> Any:
-        missing = [name for name in self.required if name not in arguments]
-        if missing:
-            known = ", ".join(sorted(call.columns)) or "none"
-            raise TypeError(f"needs {', '.join(missing)}, which the rows do not have; their columns: {known}")
-        result = self.function(**arguments)
-        return _finished(result) if inspect.isawaitable(result) else result
-
-    def _trl_arguments(self, call: Call, metrics: list[tuple[str, float]]) -> dict[str, Any]:
+    def _call_trl(self, call: Call) -> Answer:
+        count = len(call.completions)
+        metrics: list[tuple[str, float]] = []
+        extra: dict[str, list[Any]] = {}
         offered: dict[str, Any] = {key: list(v) for key, v in call.columns.items() if key not in RESERVED}
         offered |= self.kwargs
         offered |= {
             "prompts": call.prompts,
             "completions": [_as_message(*pair) for pair in zip(call.prompts, call.completions, strict=True)],
             "trainer_state": _State(call.trainer_state),
-            "log_extra": lambda column, values: None,
+            "log_extra": lambda column, values: extra.setdefault(str(column), []).extend(values),
             "log_metric": lambda name, value: metrics.append((str(name), float(value))),
         }
-        if call.trajectories is not None:
-            offered["completion_ids"] = [list(record["completion_ids"]) for record in call.trajectories]
-            if "trajectory" in self.parameters:
-                offered["trajectory"] = call.trajectories
-        return self._accepted(offered)
+        if call.completion_ids is not None:
+            offered["completion_ids"] = call.completion_ids
+        if call.trajectories is not None and "trajectory" in self.parameters:
+            offered["trajectory"] = call.trajectories
+        (result,) = _all_finished([self._start(self._accepted(offered), call)])
+        values = [_number(value) for value in _list(result, count)]
+        fitting = {column: logged for column, logged in extra.items() if len(logged) == count}
+        misfits = [
+            f"log_extra({column!r}) got {_counted(len(logged), 'value')} for {_completions(count)}"
+            for column, logged in extra.items()
+            if column not in fitting
+        ]
+        return Answer(values, metrics, fitting, misfits)
 
-    def _verl_arguments(self, call: Call, row: int) -> dict[str, Any]:
+    def _start(self, arguments: Mapping[str, Any], call: Call) -> Any:
+        """What the function returns: of an async one what can be awaited."""
+        missing = [name for name in self.required if name not in arguments]
+        if missing:
+            known = ", ".join(sorted(call.columns)) or "none"
+            raise TypeError(f"needs {', '.join(missing)}, which the rows do not have; their columns: {known}")
+        return self.function(**arguments)
+
+    def _verl_row(self, call: Call, row: int) -> dict[str, Any]:
         columns = {key: values[row] for key, values in call.columns.items()}
-        offered = {
+        return {
             "data_source": columns.get("data_source"),
             "solution_str": call.completions[row],
             "ground_truth": _ground_truth(columns),
             "extra_info": columns.get("extra_info") or {},
         }
-        return self._accepted(dict(self.kwargs) | offered)
 
     def _accepted(self, offered: dict[str, Any]) -> dict[str, Any]:
         if self.takes_any:
@@ -181,10 +219,13 @@ def explain(error: BaseException, plugin_file: str | None) -> str:
     return last[:300]
 
 
-def _style(named: Sequence[str], takes_any: bool) -> Literal["trl", "verl"] | None:
+def _style(named: Sequence[str], takes_any: bool) -> Style | None:
     if {"solution_str", "ground_truth"} <= set(named):
         return "verl"
-    if "completions" in named or (takes_any and not named):
+    if {"solution_strs", "ground_truths"} <= set(named):
+        return "verl batch"
+    # TRL gives everything by keyword: what a function does not name goes to its **columns.
+    if takes_any or {"prompts", "completions", "completion_ids", "trajectory"} & set(named):
         return "trl"
     return None
 
@@ -210,6 +251,27 @@ def _ground_truth(columns: Mapping[str, Any]) -> Any:
     return columns["ground_truth"] if "ground_truth" in columns else columns.get("answer")
 
 
+def _verl_answer(results: Sequence[Any]) -> Answer:
+    """Scores, and what else verl's dicts hold: every key is logged per completion, numbers as metrics too."""
+    values: list[float | None] = []
+    metrics: list[tuple[str, float]] = []
+    names = dict.fromkeys(key for result in results if isinstance(result, Mapping) for key in result)
+    for result in results:
+        values.append(_number(_score_of(result)))
+        if isinstance(result, Mapping):
+            metrics += [
+                (str(key), float(value))
+                for key, value in result.items()
+                if key != "score" and isinstance(value, Real)
+            ]
+    extra = {
+        str(name): [result.get(name) if isinstance(result, Mapping) else None for result in results]
+        for name in names
+        if name != "score"
+    }
+    return Answer(values, metrics, extra)
+
+
 def _score_of(result: Any) -> Any:
     if not isinstance(result, Mapping):
         return result
@@ -218,14 +280,24 @@ def _score_of(result: Any) -> Any:
     return result["score"]
 
 
-def _numbers(result: Any, expected: int) -> list[float | None]:
+def _list(result: Any, expected: int) -> list[Any]:
+    """What a function returned, one value per completion."""
     if isinstance(result, str | bytes | Mapping) or not isinstance(result, Iterable):
         raise TypeError(f"returned {type(result).__name__}, expected a list of {expected} numbers or None")
     values = list(itertools.islice(iter(result), expected + 1))
-    if len(values) != expected:
-        count = "more" if len(values) > expected else str(len(values))
-        raise WrongLength(f"returned {count} rewards for {expected} completions")
-    return [_number(value) for value in values]
+    if len(values) == expected:
+        return values
+    sized = len(result) if isinstance(result, Sized) else len(values)
+    count = _counted(sized, "reward") if isinstance(result, Sized) or sized < expected else "more rewards"
+    raise WrongLength(f"returned {count} for {_completions(expected)}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _completions(count: int) -> str:
+    return _counted(count, "completion")
 
 
 def _number(value: Any) -> float | None:
@@ -245,13 +317,31 @@ class _State:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.__dict__.update(values)
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"trainer_state has {' and '.join(self.__dict__)} here, not {name}")
 
-def _finished(result: Awaitable[Any]) -> Any:
-    """What an async function comes to."""
+
+def _all_finished(results: Sequence[Any]) -> list[Any]:
+    """What calls of sync and async functions come to; those that can be awaited are, side by side."""
+    waiting = [index for index, result in enumerate(results) if inspect.isawaitable(result)]
+    if not waiting:
+        return list(results)
     # Here and not above: it is half of the time that a reward process takes to start.
     import asyncio
 
-    async def wait() -> Any:
-        return await result
+    async def wait() -> list[Any]:
+        return await asyncio.gather(*(results[index] for index in waiting))
 
-    return asyncio.run(wait())
+    finished = list(results)
+    for index, value in zip(waiting, _loop().run_until_complete(wait()), strict=True):
+        finished[index] = value
+    return finished
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One loop for all calls of a process, as TRL has one for all calls of a run: clients, locks and
+    semaphores that a plug-in keeps belong to the loop of their first use."""
+    import asyncio
+
+    return asyncio.new_event_loop()

@@ -21,7 +21,7 @@ from typing import Any
 from rl4dlm.errors import PluginError
 from rl4dlm.reward.calling import LoadedReward, WrongLength, explain
 from rl4dlm.reward.channel import read_message, write_message
-from rl4dlm.reward.loading import import_plugin, load_function, needed_seconds, prepare
+from rl4dlm.reward.loading import import_plugin, load_function, needed_seconds, prepare, traits_of
 
 _PR_SET_PDEATHSIG = 1
 
@@ -59,6 +59,7 @@ class Server:
             "score": self._score,
             "examples": self._examples,
             "golds": self._golds,
+            "needs_s": self._needs_s,
         }
 
     def serve(self, read_fd: int, write_fd: int) -> None:
@@ -94,16 +95,29 @@ class Server:
         prepare(resolved, kwargs)
         code = getattr(loaded.function, "__code__", None)
         self._files[key] = code.co_filename if code is not None else resolved.location
+        alone_s = needed_seconds(resolved, kwargs, 1)
+        traits = traits_of(resolved, loaded.function)
         return {
             "style": loaded.style,
-            "needs_trajectory": loaded.needs_trajectory,
+            "needs": loaded.needs,
             "reads_answer": loaded.style == "trl" and "answer" in loaded.parameters,
-            "needs_s": needed_seconds(resolved, kwargs),
+            "keeps_deadlines": alone_s > 0,
+            "whole_batch": traits.whole_batch,
+            "bounds": traits.bounds,
         }
 
     def _score(self, key: int, call: Any) -> dict[str, Any]:
-        values, metrics = self._loaded[key](call)
-        return {"values": values, "metrics": metrics}
+        answer = self._loaded[key](call)
+        extra = {column: [_plain(value) for value in values] for column, values in answer.extra.items()}
+        return {
+            "values": answer.values,
+            "metrics": answer.metrics,
+            "extra": extra,
+            "misfits": answer.misfits,
+        }
+
+    def _needs_s(self, key: int, resolved: Any, kwargs: dict[str, Any], count: int) -> dict[str, Any]:
+        return {"seconds": needed_seconds(resolved, kwargs, count)}
 
     def _examples(self, key: int, resolved: Any) -> dict[str, Any]:
         examples = getattr(import_plugin(resolved), "EXAMPLES", [])
@@ -131,3 +145,10 @@ class Server:
 
 def _first_given(columns: Any, names: tuple[str, ...]) -> Any:
     return next((columns[name] for name in names if columns.get(name) is not None), None)
+
+
+def _plain(value: Any) -> Any:
+    """A logged value as JSON can hold it: what is no number, text or flag becomes the text that shows it."""
+    if hasattr(value, "item") and getattr(value, "size", 1) == 1:  # a number of numpy or torch
+        value = value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "rl4dlm.rewards"
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-MAX_CHUNK = 16
-"""Samples that a function is given at once."""
 LIST_HINT = "`rl4dlm rewards ls` lists the built-in ones."
 
 
@@ -52,6 +50,18 @@ class Resolved:
     """Short name, for metrics."""
     path: str
     """How a recipe names it, independent of the working directory."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a reward function says of itself, beside its signature."""
+
+    whole_batch: bool = False
+    """It compares completions of different prompts: every call is about the whole batch."""
+    bounds: tuple[float, float] | None = None
+    """Lowest and highest value that it can return; None: it does not say."""
+    error: str | None = None
+    """Why the function cannot be loaded, so that it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,16 @@ def resolve(path: str) -> Resolved:
         if entry.name == path:
             return Resolved("entry_point", entry.module, entry.attr or None, path, path)
     raise PluginError(_unknown(path, [*builtins, *(entry.name for entry in _entry_points())]))
+
+
+def built_in_file(path: str | Resolved) -> str:
+    """Name of the shipped file that a reward lives in, `sort` for `sort:sort_exact`; empty for others.
+
+    Raises:
+        PluginError: there is no such reward.
+    """
+    resolved = resolve(path) if isinstance(path, str) else path
+    return Path(resolved.location).stem if resolved.kind == "builtin" else ""
 
 
 def load_function(path: str | Resolved, kwargs: Mapping[str, Any] | None = None) -> LoadedReward:
@@ -146,29 +166,49 @@ def prepare(resolved: Resolved, kwargs: Mapping[str, Any]) -> None:
         ) from None
 
 
-def needed_seconds(resolved: Resolved, kwargs: Mapping[str, Any]) -> list[float]:
-    """What `NEEDS_S(count, **kwargs)` of an imported plug-in says of calls with 1, 2, ... `MAX_CHUNK`
-    completions, seconds: a function that keeps deadlines of its own is not interrupted before. Empty where it
-    says nothing.
+def needed_seconds(resolved: Resolved, kwargs: Mapping[str, Any], count: int) -> float:
+    """Seconds that a call with `count` completions may take by `NEEDS_S(count, **kwargs)` of an imported
+    plug-in: a function that keeps deadlines of its own is not interrupted before. 0 where it says nothing.
 
     Raises:
         PluginError: it raised, or gave no finite number.
     """
     hook = getattr(import_plugin(resolved), "NEEDS_S", None)
     if hook is None:
-        return []
+        return 0.0
     try:
-        seconds = [float(hook(count, **kwargs)) for count in range(1, MAX_CHUNK + 1)]
+        seconds = float(hook(count, **kwargs))
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"{resolved.path}: NEEDS_S fails: {explain(error, resolved.location)}.\n"
             "Fix: mend it; it gets the number of completions and the kwargs, and returns seconds."
         ) from None
-    if not all(math.isfinite(value) for value in seconds):
-        raise PluginError(
-            f"{resolved.path}: NEEDS_S gave {seconds[0]:g} seconds.\nFix: return a finite number."
-        )
+    if not math.isfinite(seconds):
+        raise PluginError(f"{resolved.path}: NEEDS_S gave {seconds:g} seconds.\nFix: return a finite number.")
     return seconds
+
+
+def traits_of(resolved: Resolved, function: Callable[..., Any]) -> Traits:
+    """What an imported plug-in says of itself: `RANGE` and `WHOLE_BATCH` of the function, else of its module.
+
+    Raises:
+        PluginError: `RANGE` is not a lower and an upper end.
+    """
+    module = import_plugin(resolved)
+    declared = getattr(function, "RANGE", getattr(module, "RANGE", None))
+    whole = bool(getattr(function, "WHOLE_BATCH", getattr(module, "WHOLE_BATCH", False)))
+    if declared is None:
+        return Traits(whole)
+    try:
+        low, high = map(float, declared)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not low < high:
+        raise PluginError(
+            f"{resolved.path}: RANGE = {declared!r} is not a lower and an upper end.\n"
+            "Fix: write RANGE = (0.0, 1.0), or leave it out."
+        )
+    return Traits(whole, (low, high))
 
 
 def list_rewards() -> list[RewardInfo]:

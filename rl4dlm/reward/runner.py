@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rl4dlm.errors import DataError, PluginError
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import RewardEntry
+from rl4dlm.reward.loading import Traits
 from rl4dlm.reward.process import DeadlinePassed, ProcessDied, RewardProcess
 
 LOAD_TIMEOUT_S = 60.0
@@ -22,6 +24,10 @@ class Attempt:
 
     values: Sequence[float | None] = ()
     metrics: Sequence[tuple[str, float]] = ()
+    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """By column a value per sample."""
+    misfits: Sequence[str] = ()
+    """What was logged and did not fit the samples."""
     kind: str | None = None
     message: str = ""
     seconds: float = 0.0
@@ -54,13 +60,22 @@ class Runner:
         self._entries = entries
         self._load_timeout_s = load_timeout_s
         self._facts: dict[int, dict[str, Any]] = {}
+        self._needs_s: dict[tuple[int, int], float] = {}
+        self._due = math.inf
+
+    @property
+    def overdue_s(self) -> float:
+        """Seconds since the request under way should have ended by itself; negative or -inf: not yet, or
+        none is under way."""
+        return time.monotonic() - self._due
 
     def load(self, index: int) -> dict[str, Any]:
         """Have the process import function `index`, unless it has already.
 
         Returns:
-            `style`, `needs_trajectory`, `reads_answer` (it names the column `answer`) and `needs_s` (seconds
-            by number of completions) of the function.
+            `style`, `needs` (`completion_ids`, `trajectory`: what of a rollout's record it must have),
+            `reads_answer` (it names the column `answer`), `keeps_deadlines` (it has `NEEDS_S`), `whole_batch`
+            and `bounds` (see `Traits`) of the function.
 
         Raises:
             PluginError: it cannot be imported or called, or importing it hangs or ends the process.
@@ -72,9 +87,7 @@ class Runner:
             return self._facts[index]
         entry = self._entries[index]
         try:
-            reply = self.process.request(
-                "load", index, entry.resolved, entry.kwargs, timeout_s=self._load_timeout_s
-            )
+            reply = self._request("load", index, entry.resolved, entry.kwargs, timeout_s=self._load_timeout_s)
         except DeadlinePassed:
             raise PluginError(
                 f"{entry.resolved.path}: importing the reward function takes more than "
@@ -96,26 +109,38 @@ class Runner:
             timeout_s: deadline, seconds; later where the plug-in needs more for deadlines of its own.
         """
         try:
-            needs_s = self.load(index)["needs_s"]
+            if self.load(index)["keeps_deadlines"]:
+                timeout_s = max(timeout_s, self._needed_seconds(index, len(call.completions)))
         except PluginError as error:
             return Attempt(kind="raised", message=str(error), loaded=False)
-        if needs_s and call.completions:
-            chunks, rest = divmod(len(call.completions) - 1, len(needs_s))
-            timeout_s = max(timeout_s, chunks * needs_s[-1] + needs_s[rest])
         start = time.monotonic()
         try:
-            reply = self.process.request("score", index, call, timeout_s=timeout_s)
+            reply = self._request("score", index, call, timeout_s=timeout_s)
         except DeadlinePassed as error:
             reply = {"kind": "timeout", "message": str(error)}
         except ProcessDied as error:
             reply = {"kind": "died", "message": str(error)}
         seconds = time.monotonic() - start
-        if "kind" not in reply and not _fits(reply.get("values"), len(call.completions)):
+        if "kind" not in reply and not _fits(reply, len(call.completions)):
             self.process.kill()
             reply = {"kind": "died", "message": "the process gave a reply that makes no sense and was killed"}
         if "kind" in reply:
             return Attempt(kind=reply["kind"], message=reply["message"], seconds=seconds)
-        return Attempt(reply["values"], [tuple(pair) for pair in reply["metrics"]], seconds=seconds)
+        return Attempt(
+            reply["values"],
+            [tuple(pair) for pair in reply.get("metrics", [])],
+            reply.get("extra", {}),
+            reply.get("misfits", []),
+            seconds=seconds,
+        )
+
+    def traits(self, index: int) -> Traits:
+        """What function `index` says of itself."""
+        try:
+            facts = self.load(index)
+        except PluginError as error:
+            return Traits(error=str(error))
+        return Traits(facts["whole_batch"], None if facts["bounds"] is None else tuple(facts["bounds"]))
 
     def examples(self, index: int) -> list[dict[str, Any]]:
         """`EXAMPLES` of the plug-in's module; empty where it has none.
@@ -147,20 +172,35 @@ class Runner:
         """Ask the process about something that the plug-in's module holds."""
         resolved = self._entries[index].resolved
         try:
-            reply = self.process.request(
-                operation, index, resolved, *arguments, timeout_s=self._load_timeout_s
-            )
+            reply = self._request(operation, index, resolved, *arguments, timeout_s=self._load_timeout_s)
         except (DeadlinePassed, ProcessDied) as error:
             raise PluginError(f"{resolved.path}: {what} cannot be read: {error}.") from None
         if "kind" in reply:
             raise PluginError(f"{resolved.path}: {what} cannot be read: {reply['message']}.")
         return reply
 
+    def _needed_seconds(self, index: int, count: int) -> float:
+        """What the plug-in's own deadlines ask for; one question per number of completions."""
+        if (index, count) not in self._needs_s:
+            reply = self._read(index, "needs_s", "NEEDS_S", dict(self._entries[index].kwargs), count)
+            self._needs_s[index, count] = reply["seconds"]
+        return self._needs_s[index, count]
 
-def _fits(values: Any, count: int) -> bool:
-    """A plug-in could have written the reply itself: it must still be a list of numbers or None."""
+    def _request(self, operation: str, index: int, *arguments: Any, timeout_s: float) -> dict[str, Any]:
+        self._due = time.monotonic() + timeout_s
+        try:
+            return self.process.request(operation, index, *arguments, timeout_s=timeout_s)
+        finally:
+            self._due = math.inf
+
+
+def _fits(reply: Mapping[str, Any], count: int) -> bool:
+    """A plug-in could have written the reply itself: it must still be what a call is answered with."""
+    values, extra = reply.get("values"), reply.get("extra", {})
     return (
         isinstance(values, list)
         and len(values) == count
         and all(value is None or isinstance(value, int | float) for value in values)
+        and isinstance(extra, dict)
+        and all(isinstance(column, list) and len(column) == count for column in extra.values())
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +23,19 @@ class Outcome:
 
     name: str
     """Of the function."""
+    bounds: tuple[float, float] | None = None
+    """Lowest and highest value that the function can return, where it declares them."""
     values: dict[int, float | None] = field(default_factory=dict)
     """By index in the batch; None = not applicable."""
     failures: dict[int, str] = field(default_factory=dict)
     """By index in the batch: the kind of failure."""
     messages: list[str] = field(default_factory=list)
-    metrics: list[tuple[str, float]] = field(default_factory=list)
+    warnings: dict[str, str] = field(default_factory=dict)
+    """What the user should know once though no completion was lost, by a name of the matter."""
+    metrics: list[tuple[str, float, int]] = field(default_factory=list)
+    """What it logged: name, value, and the samples of the call that logged it."""
+    extra: dict[str, dict[int, Any]] = field(default_factory=dict)
+    """What it logged of single samples, by column and index in the batch."""
 
     def accept(self, row: int, value: float | None) -> None:
         """Take a value; one that is not finite in float32 fails the sample."""
@@ -35,6 +43,22 @@ class Outcome:
             self.values[row] = value
         else:
             self.fail(row, "not_finite", f"returned {value}")
+
+    def warn(self, matter: str, message: str) -> None:
+        """Note something that should be said once in a run."""
+        self.warnings.setdefault(f"{self.name}: {matter}", f"{self.name}: {message}"[: 2 * _MESSAGE_CHARS])
+
+    def shifted(self, first: int) -> Outcome:
+        """The same of samples that stand at `first` and behind it in a larger batch."""
+        return replace(
+            self,
+            values={first + row: value for row, value in self.values.items()},
+            failures={first + row: kind for row, kind in self.failures.items()},
+            extra={
+                column: {first + row: value for row, value in values.items()}
+                for column, values in self.extra.items()
+            },
+        )
 
     def fail(self, row: int, kind: str, message: str) -> None:
         """Note that the function failed on a sample."""
@@ -58,15 +82,12 @@ def combine(count: int, weights: Mapping[str, float], outcomes: Sequence[Outcome
     failed: np.ndarray = np.zeros(count, bool)
     errors: Counter[str] = Counter()
     kinds: dict[int, str] = {}
-    logged: dict[str, list[float]] = {}
     for outcome in outcomes:
         for row, value in outcome.values.items():
             components[outcome.name][row] = np.nan if value is None else value
         failed[list(outcome.failures)] = True
         errors.update(outcome.failures.values())
         kinds = outcome.failures | kinds
-        for name, value in outcome.metrics:
-            logged.setdefault(name, []).append(value)
     stacked = np.stack([components[name] for name in weights]).astype(np.float64)  # [functions, batch]
     total = np.nansum(stacked * np.array(list(weights.values()))[:, None], axis=0)
     excluded = failed | np.isnan(stacked).all(axis=0)
@@ -76,37 +97,17 @@ def combine(count: int, weights: Mapping[str, float], outcomes: Sequence[Outcome
         errors=dict(errors),
         failed=failed,
         messages=_first_distinct([message for outcome in outcomes for message in outcome.messages]),
-        logged={name: float(np.mean(values)) for name, values in logged.items()},
+        warnings={matter: text for outcome in outcomes for matter, text in outcome.warnings.items()},
+        logged=_averages([entry for outcome in outcomes for entry in outcome.metrics]),
+        extra=_extra_columns(count, outcomes),
         kinds=kinds,
+        bounds={outcome.name: outcome.bounds for outcome in outcomes if outcome.bounds is not None},
     )
 
 
-def merge(parts: Sequence[Scores]) -> Scores:
-    """One `Scores` for a batch that several reward workers scored in consecutive parts.
-
-    Raises:
-        ValueError: there are no parts.
-    """
-    if not parts:
-        raise ValueError("there are no scores to merge")
-    errors: Counter[str] = Counter()
-    kinds: dict[int, str] = {}
-    start = 0
-    for part in parts:
-        errors.update(part.errors)
-        kinds |= {start + row: kind for row, kind in part.kinds.items()}
-        start += len(part.reward)
-    return Scores(
-        reward=np.concatenate([part.reward for part in parts]),
-        components={
-            name: np.concatenate([part.components[name] for part in parts]) for name in parts[0].components
-        },
-        errors=dict(errors),
-        failed=np.concatenate([part.failed for part in parts]),
-        messages=_first_distinct([message for part in parts for message in part.messages]),
-        logged=_average_logged(parts),
-        kinds=kinds,
-    )
+def matters_of(scores: Scores) -> dict[str, str]:
+    """What should be said of a batch, by what makes two warnings one: a matter is told once in a run."""
+    return {message: message for message in scores.messages} | dict(scores.warnings)
 
 
 def num_not_applicable(scores: Scores) -> int:
@@ -133,13 +134,20 @@ def _first_distinct(messages: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(messages))[:MAX_MESSAGES]
 
 
-def _average_logged(parts: Sequence[Scores]) -> dict[str, float]:
-    """Averages weighted by the samples of each part that logged the name."""
-    values: dict[str, list[tuple[float, int]]] = {}
-    for part in parts:
-        for name, value in part.logged.items():
-            values.setdefault(name, []).append((value, len(part.reward)))
-    return {
-        name: sum(value * count for value, count in pairs) / sum(count for _, count in pairs)
-        for name, pairs in values.items()
-    }
+def _averages(logged: Sequence[tuple[str, float, int]]) -> dict[str, float]:
+    """What `log_metric` was given, averaged over the calls, each weighted by its samples."""
+    sums: dict[str, tuple[float, int]] = {}
+    for name, value, count in logged:
+        total, samples = sums.get(name, (0.0, 0))
+        sums[name] = (total + value * count, samples + count)
+    return {name: total / samples for name, (total, samples) in sums.items()}
+
+
+def _extra_columns(count: int, outcomes: Sequence[Outcome]) -> dict[str, tuple[Any, ...]]:
+    columns: dict[str, list[Any]] = {}
+    for outcome in outcomes:
+        for column, values in outcome.extra.items():
+            filled = columns.setdefault(column, [None] * count)
+            for row, value in values.items():
+                filled[row] = value
+    return {column: tuple(values) for column, values in columns.items()}

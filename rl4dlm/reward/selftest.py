@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rl4dlm.errors import PluginError
+from rl4dlm.reward.batch import Scorable, call_of
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import RewardEntry
 from rl4dlm.reward.gold import FULL_MARKS, LAYOUTS, gold_completion
@@ -22,8 +23,13 @@ from rl4dlm.reward.runner import Attempt, Runner
 MAX_EXAMPLES = 32
 MAX_REFERENCES = 4000
 """Rows whose references are read; the first `MAX_EXAMPLES` of them are tried."""
-_PROMPTS = ("prompt", "question", "problem", "text")
+PROMPT_COLUMNS = ("prompt", "question", "problem", "text")
 """Columns in which data sets keep the prompt."""
+
+_SHAPES = {
+    "completion_ids": "[...], the token ids up to and including the first stop id",
+    "trajectory": '{"completion_ids": [...], "step_map": [...], "num_steps": ...}',
+}
 
 HOSTILE: Mapping[str, str] = {
     "empty": "",
@@ -55,6 +61,8 @@ class Check:
     passed: bool | None
     """None: could not be tried, `detail` says why."""
     detail: str
+    seconds: float | None = None
+    """What the call took."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class _Example:
     completion: str | None
     columns: Mapping[str, Any]
     trajectory: Mapping[str, Any] | None = None
+    completion_ids: Sequence[int] | None = None
     declared: bool = False
     """The completion is what `GOLD` says, which earns at least 1 (elsewhere the best gold answer is full)."""
 
@@ -115,12 +124,12 @@ def selftest(
     try:
         facts = runner.load(0)
         examples = _examples(runner.examples(0) if rows is None else rows, path, runner, timeout_s)
-        if facts["needs_trajectory"] and not all(example.trajectory for example in examples):
-            raise PluginError(
-                f"{path}: it needs the record of a rollout, and an example has none.\n"
-                'Fix: give each of EXAMPLES a "trajectory": {"completion_ids": [...], "step_map": [...], '
-                '"num_steps": ...}.'
-            )
+        for name in facts["needs"]:
+            if any(getattr(example, name) is None for example in examples):
+                raise PluginError(
+                    f"{path}: it needs {name}, which an example has not.\nFix: give each of EXAMPLES a "
+                    f'"{name}": {_SHAPES[name]}.'
+                )
         return _Trial(path, runner, examples, timeout_s).report(facts["style"])
     finally:
         runner.process.stop()
@@ -141,8 +150,9 @@ def _examples(
     golds = runner.golds(0, [(f"row {index}", columns) for index, columns in enumerate(columns_of)])
     examples = []
     for row, columns, gold in zip(rows[:MAX_EXAMPLES], columns_of, golds, strict=False):
-        prompt = next((row[name] for name in _PROMPTS if row.get(name) is not None), "")
-        example = _Example(prompt, row.get("completion"), columns, row.get("trajectory"))
+        prompt = next((row[name] for name in PROMPT_COLUMNS if row.get(name) is not None), "")
+        record = row.get("trajectory"), row.get("completion_ids")
+        example = _Example(prompt, row.get("completion"), columns, *record)
         if "completion" not in row:
             text = gold_completion(gold, columns)
             example = replace(example, completion=text, declared=gold.declared)
@@ -160,18 +170,12 @@ def _best_layout(example: _Example, runner: Runner, timeout_s: float) -> _Exampl
 
 
 def _call_of(examples: Sequence[_Example]) -> Call:
-    names = dict.fromkeys(name for example in examples for name in example.columns)
-    return Call(
-        prompts=[example.prompt for example in examples],
-        completions=[example.completion or "" for example in examples],
-        columns={name: [example.columns.get(name) for example in examples] for name in names},
-        trajectories=_trajectories(examples),
+    return call_of(
+        [
+            Scorable(one.prompt, one.completion or "", one.columns, one.completion_ids, one.trajectory)
+            for one in examples
+        ]
     )
-
-
-def _trajectories(examples: Sequence[_Example]) -> list[Mapping[str, Any]] | None:
-    given = [example.trajectory for example in examples if example.trajectory is not None]
-    return given if len(given) == len(examples) else None
 
 
 class _Trial:
@@ -247,9 +251,7 @@ class _Trial:
             attempt = self.call([example])
             score = _score(attempt)
             fine = attempt.kind is None and (score is None or score < full)
-            checks.append(
-                Check(f"hostile text: {label}", fine, f"{_shown(attempt)}, {attempt.seconds:.3f} s")
-            )
+            checks.append(Check(f"hostile text: {label}", fine, _shown(attempt), attempt.seconds))
         return checks
 
     def share_full(self, examples: Sequence[_Example], full: float) -> float:

@@ -34,11 +34,11 @@ def predicted_texts(
         spec: the model's mask and stop ids.
 
     Returns:
-        Per step int32 token ids before the first stop id, as `Rollout.text` is decoded from.
+        Per step int32 token ids up to and including the first stop id.
     """
     texts = []
     for step in steps:
         tokens = prediction_at(rollout, int(step), spec.mask_id)
-        length, stopped = completion_length(tokens, spec.stop_ids)
-        texts.append(tokens[: length - stopped])
+        length, _ = completion_length(tokens, spec.stop_ids)
+        texts.append(tokens[:length])
     return texts

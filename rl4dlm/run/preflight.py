@@ -43,8 +43,9 @@ from rl4dlm.models import (
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
 from rl4dlm.recipe.advice import sft_warnings_of, warnings_of
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, default_objective
-from rl4dlm.recipe.sections import RolloutConfig
+from rl4dlm.recipe.sections import RewardConfig, RolloutConfig
 from rl4dlm.reward.entries import entries_of
+from rl4dlm.reward.judge import NO_VERDICT, decides
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.rollout import check_sampler, sampler_notes
 from rl4dlm.rollout.external import find_engine
@@ -164,7 +165,9 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     check_lengths(recipe, model.facts, [len(prompt.token_ids) for prompt in first])
     with RewardPool(recipe.reward) as rewards:
         rewards.check_references(_references(prompts))
-        rewards.check(first[:2])
+        rewards.check(first[:2], partial(encode, model.tokenizer))
+        if recipe.data.over_denoising is not None:
+            check_verdicts(recipe.reward, rewards)
     found = Preflight(model, tuple(warnings_of(recipe)), prompts, (*prompts.notes, *notes))
     if recipe.warm_start is not None:
         found.demonstrations(recipe, range(recipe.warm_start.batch_size))
@@ -212,7 +215,7 @@ def preflight_sft(recipe: SFTRecipe, *, devices: bool = True) -> SFTPreflight:
     if recipe.reward is not None:
         check_sampling(recipe.rollout, model)
         with RewardPool(recipe.reward) as rewards:
-            rewards.check(examples.eval_prompts()[:2])
+            rewards.check(examples.eval_prompts()[:2], partial(encode, model.tokenizer))
     return SFTPreflight(
         model,
         tuple(sft_warnings_of(recipe, model.spec.attention)),
@@ -340,6 +343,16 @@ def _weakest_device(recipe: AnyRecipe) -> str:
     """`cpu` where a trainer or a rollout worker is on one."""
     cluster = recipe.cluster
     return "cuda" if cluster.gpus_per_trainer and cluster.gpus_per_rollout_worker else "cpu"
+
+
+def check_verdicts(config: RewardConfig, rewards: RewardPool) -> None:
+    """The over-denoising filter asks which answers are correct; the recipe must say so.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    if not decides(config, [entry.name for entry in rewards.entries], rewards.bounds()):
+        raise RecipeError(f"data.over_denoising: {NO_VERDICT}")
 
 
 def check_graphs(rollout: RolloutConfig, facts: ModelFacts) -> None:

@@ -11,14 +11,14 @@ from rl4dlm.types import RolloutGroup, Scores, flatten
 
 
 def rollout_metrics(
-    groups: Sequence[RolloutGroup], scores: Scores, correct: np.ndarray, rollout_s: float
+    groups: Sequence[RolloutGroup], scores: Scores, correct: np.ndarray | None, rollout_s: float
 ) -> dict[str, float]:
     """Accuracy, lengths, forwards, failures and rewards of one update, by metric name.
 
     Args:
         groups: what was drawn.
         scores: their rewards.
-        correct: bool `[batch]`.
+        correct: bool `[batch]`; None where correctness is not defined.
         rollout_s: seconds that drawing them took; 0: not known.
     """
     rollouts = flatten(groups)
@@ -27,7 +27,6 @@ def rollout_metrics(
     forwards = np.array([rollout.num_forwards for rollout in rollouts])
     ended = np.array([rollout.completion_len < len(rollout.completion_ids) for rollout in rollouts])
     metrics = {
-        "accuracy": float(correct.mean()),
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
@@ -37,6 +36,8 @@ def rollout_metrics(
         "reward/errors": float(sum(scores.errors.values())),
         "reward/not_applicable": float(num_not_applicable(scores)),
     }
+    if correct is not None:
+        metrics["accuracy"] = float(correct.mean())
     if rollout_s > 0:
         metrics["rollout/tokens_per_s"] = float(canvas.sum() / rollout_s)
     for name, values in scores.components.items():

@@ -23,6 +23,7 @@ from rl4dlm.tracking.names import (
     ACCURACY,
     ELBO,
     GREEDY_ACCURACY,
+    GREEDY_REWARD,
     KL,
     LOSS,
     PASS_AT,
@@ -79,7 +80,8 @@ class ConsoleSink(Sink):
     def evaluation(self, evaluation: Evaluation, time_s: float) -> None:
         when = "before training" if evaluation.update == 0 else f"after update {evaluation.update}"
         metrics = evaluation.metrics
-        shown = [name for name in headline_names(metrics) if is_share(name) or name == ELBO]
+        known = headline_names(metrics)
+        shown = [name for name in known if is_share(name) or name in (ELBO, GREEDY_REWARD)]
         values = [f"{label(name)} {format_measured(name, metrics)}" for name in shown]
         self._line(f"evaluation {when}: {', '.join(values)}", style="bold")
         if rows := shown_samples(evaluation.samples, self._num_samples):
@@ -122,10 +124,11 @@ class ConsoleSink(Sink):
         table.add_column("metric")
         for column in ("before", "after", "change"):
             table.add_column(column, justify="right")
+        headline = GREEDY_ACCURACY if GREEDY_ACCURACY in summary.after else GREEDY_REWARD
         for name in headline_names(summary.after):
             cells = [label(name), format_measured(name, summary.before), format_measured(name, summary.after)]
             cells.append(format_change(name, summary.before.get(name), summary.after[name]))
-            style = "bold" if name == GREEDY_ACCURACY or name.startswith(PASS_AT) else None
+            style = "bold" if name == headline or name.startswith(PASS_AT) else None
             table.add_row(*(Text(self._encodable(cell)) for cell in cells), style=style)
         return table
 

@@ -22,6 +22,8 @@ ACCURACY = "accuracy"
 """Share of the update's completions that are correct."""
 ZERO_STD = "frac_reward_zero_std"
 """TRL: share of groups whose completions all have the same reward."""
+NOT_APPLICABLE = "reward/not_applicable"
+"""Completions for which every reward function said None."""
 KL = "kl"
 """TRL: divergence from the reference policy."""
 STEP_TIME = "step_time"
@@ -39,12 +41,13 @@ GREEDY_ACCURACY = "eval/greedy_accuracy"
 PASS_AT = "eval/pass@"
 """Followed by k: share of held-out prompts with a correct completion among k samples."""
 
-CI95 = "_ci95"
-"""Suffix of the half-width of a metric's 95 % interval."""
+GREEDY_REWARD = "eval/greedy_reward"
+"""Mean reward of the greedy completions of the held-out prompts."""
 
-_SHARE = re.compile(
-    r"(accuracy|accuracy_ci95|avg@\d+|pass@\d+|_share|_rate|clipped_ratio|/repetition|^frac_.*|/frac_.*)$"
-)
+LOW, HIGH = "_ci95_low", "_ci95_high"
+"""Suffixes of the ends of a metric's 95 % interval."""
+
+_SHARE = re.compile(r"(accuracy|avg@\d+|pass@\d+|_share|_rate|clipped_ratio|/repetition|^frac_.*|/frac_.*)$")
 
 
 def is_share(name: str) -> bool:
@@ -68,18 +71,24 @@ def format_value(name: str, value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def format_interval(name: str, low: float | None, high: float | None) -> str:
+    """The ends of an interval as they stand behind the value, `(28.5 to 40.0)`; empty for none."""
+    if low is None or high is None or not math.isfinite(high - low):
+        return ""
+    ends = [format_value(name, end).removesuffix(" %") for end in (low, high)]
+    return f"({ends[0]} to {ends[1]})"
+
+
 def format_measured(name: str, metrics: Mapping[str, float]) -> str:
-    """A metric's value for people, with the half-width of its 95 % interval where `<name>_ci95` gives it."""
+    """A metric's value for people, with its 95 % interval where there is one: `34.0 % (28.5 to 40.0)`."""
     shown = format_value(name, metrics.get(name))
-    half_width = metrics.get(name + CI95)
-    return shown if half_width is None else f"{shown} +- {format_value(name, half_width)}"
+    interval = format_interval(name, metrics.get(name + LOW), metrics.get(name + HIGH))
+    return f"{shown} {interval}".rstrip()
 
 
 def headline_names(metrics: Iterable[str]) -> list[str]:
-    """The metrics of an evaluation that a table shows: no interval widths, no timings."""
-    names = list(metrics)
-    widths = {name + CI95 for name in names}
-    return [name for name in names if name not in widths and not name.startswith("timing_s/")]
+    """The metrics of an evaluation that a table shows: no ends of intervals, no timings."""
+    return [name for name in metrics if not name.endswith((LOW, HIGH)) and not name.startswith("timing_s/")]
 
 
 def format_change(name: str, before: float | None, after: float | None) -> str:

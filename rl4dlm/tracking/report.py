@@ -147,7 +147,7 @@ def _before_after(history: RunHistory) -> str:
     first, last = history.evaluations[0]["update"], history.evaluations[-1]["update"]
     rows = "".join(
         f"<tr class='{'headline' if is_share(name) else 'detail'}'><th>{text(label(name))}</th>"
-        f"<td>{_measured(name, before)}</td><td>{_measured(name, after)}</td>"
+        f"<td>{format_measured(name, before)}</td><td>{format_measured(name, after)}</td>"
         f"<td>{format_change(name, before.get(name), after[name])}</td></tr>"
         for name in names
     )
@@ -156,10 +156,6 @@ def _before_after(history: RunHistory) -> str:
         f"<thead><tr><th></th><th>update {first}</th><th>update {last}</th><th>change</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>{_decode(history.evaluations[-1].get('decode'))}</section>"
     )
-
-
-def _measured(name: str, metrics: Metrics) -> str:
-    return format_measured(name, metrics).replace("+-", "\u00b1")
 
 
 def _decode(settings: object) -> str:
@@ -220,21 +216,26 @@ def _when(update: int) -> str:
 def _sample_table(rows: Sequence[SampleRow]) -> str:
     functions = list(dict.fromkeys(name for row in rows for name in row.rewards))
     extra = functions if len(functions) > 1 else []
-    head = _cells("th", ["prompt", "completion", "reward", *extra, "correct"])
-    body = "".join(_sample_line(row, extra) for row in rows)
+    logged = list(dict.fromkeys(column for row in rows for column in row.extra))
+    head = _cells("th", ["prompt", "completion", "reward", *extra, "correct", *logged])
+    body = "".join(_sample_line(row, extra, logged) for row in rows)
     return (
         f'<div class="scroll"><table class="samples"><thead>{head}</thead><tbody>{body}</tbody></table></div>'
     )
 
 
-def _sample_line(row: SampleRow, functions: Iterable[str]) -> str:
+def _sample_line(row: SampleRow, functions: Iterable[str], logged: Iterable[str]) -> str:
     texts = "".join(f"<td><pre>{text(_cut(part))}</pre></td>" for part in (row.prompt, row.completion))
     scores = [row.reward, *(row.rewards.get(name, math.nan) for name in functions)]
     cells = "".join(f"<td>{format_value('reward', score)}</td>" for score in scores)
     verdict = "-" if row.correct is None else "yes" if row.correct else "no"
-    return (
-        f'<tr>{texts}{cells}<td class="{verdict if row.correct is not None else "open"}">{verdict}</td></tr>'
-    )
+    notes = "".join(f"<td><pre>{text(_cut(_logged(row.extra.get(column))))}</pre></td>" for column in logged)
+    style = verdict if row.correct is not None else "open"
+    return f'<tr>{texts}{cells}<td class="{style}">{verdict}</td>{notes}</tr>'
+
+
+def _logged(value: object) -> str:
+    return "-" if value is None else str(value)
 
 
 def _cut(part: str) -> str:

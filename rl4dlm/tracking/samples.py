@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class SampleRow:
     prompt_uid: int = 0
     sample: int = 0
     """Index within the prompt's completions, from 0."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What reward functions logged of it through TRL's `log_extra`."""
 
 
 def shown_samples(rows: Sequence[SampleRow], count: int) -> list[SampleRow]:
@@ -67,9 +70,9 @@ def _escape(char: str) -> str:
 
 
 def sample_rows(
-    groups: Sequence[RolloutGroup], scores: Scores, correct: np.ndarray, update: int
+    groups: Sequence[RolloutGroup], scores: Scores, correct: np.ndarray | None, update: int
 ) -> list[SampleRow]:
-    """Completions with their rewards, for tables."""
+    """Completions with their rewards, for tables; `correct` None: correctness is not defined."""
     rows = []
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     for i, (prompt, rollout) in enumerate(pairs):
@@ -80,9 +83,10 @@ def sample_rows(
                 completion=rollout.text,
                 reward=float(scores.reward[i]),
                 rewards={name: float(values[i]) for name, values in scores.components.items()},
-                correct=bool(correct[i]),
+                correct=None if correct is None else bool(correct[i]),
                 prompt_uid=prompt.uid,
                 sample=rollout.sample,
+                extra={column: values[i] for column, values in scores.extra.items()},
             )
         )
     return rows

@@ -41,6 +41,8 @@ class Evaluation:
     samples: Sequence[SampleRow]
     decode: Mapping[str, Any]
     """Settings of the sampler, written beside the score; any JSON value by name."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """What should be said of the rewards, by what makes two warnings one."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from rl4dlm.tracking.environment import describe_environment
 from rl4dlm.tracking.files import METRICS_FILE, RECIPE_FILE
 from rl4dlm.tracking.history import RunHistory
 from rl4dlm.tracking.jsonl import JsonlSink
-from rl4dlm.tracking.names import REWARD, ZERO_STD
+from rl4dlm.tracking.names import NOT_APPLICABLE, REWARD, ZERO_STD
 from rl4dlm.tracking.report import ReportSink
 from rl4dlm.tracking.samples import SampleRow
 from rl4dlm.tracking.sink import Evaluation, PhaseStep, Sink, Summary
@@ -74,6 +74,7 @@ class Tracker:
         self._last_update = resume_from or 0
         self._phase = ""
         self._closed = False
+        self._told: set[str] = set()
         self._watchdog = NothingToLearn(max(1, min(_PATIENCE, total_updates)))
         screen = make_console_sink(
             recipe, console or Console(), total_updates=total_updates, start=self._last_update
@@ -129,7 +130,11 @@ class Tracker:
         self._last_update = update
         for sink in self._sinks:
             sink.log(update, metrics, self.elapsed_s)
-        warning = self._watchdog.observe(metrics.get(ZERO_STD, math.nan), metrics.get(REWARD, math.nan))
+        warning = self._watchdog.observe(
+            metrics.get(ZERO_STD, math.nan),
+            metrics.get(REWARD, math.nan),
+            not_applicable=metrics.get(NOT_APPLICABLE, 0),
+        )
         if warning:
             self.warn(warning)
 
@@ -144,7 +149,8 @@ class Tracker:
 
         Args:
             update: 0 is the state before training.
-            metrics: named `eval/...`; the half-width of a share's 95 % interval is named `<share>_ci95`.
+            metrics: named `eval/...`; the ends of a figure's 95 % interval are named
+                `<figure>_ci95_low` and `<figure>_ci95_high`.
             samples: completions for the tables; all of them are kept in `samples.jsonl`.
             decode: settings of the sampler (JSON values), written beside the score.
         """
@@ -156,6 +162,17 @@ class Tracker:
         """Something is unwise or degraded; the run goes on."""
         for sink in self._sinks:
             sink.warn(text)
+
+    def warn_once(self, matters: Mapping[str, str]) -> None:
+        """Warn of what this tracker has not warned of yet.
+
+        Args:
+            matters: texts, by what makes two warnings one.
+        """
+        for matter, text in matters.items():
+            if matter not in self._told:
+                self._told.add(matter)
+                self.warn(text)
 
     def note(self, text: str) -> None:
         """Something worth knowing."""

@@ -205,11 +205,14 @@ def _table(samples: Sequence[SampleRow]) -> wandb.Table:
 
     functions = list(dict.fromkeys(name for row in samples for name in row.rewards))
     head = ["update", "prompt_uid", "sample", "prompt", "completion", "reward"]
-    table = wandb.Table(columns=[*head, *(f"rewards/{name}" for name in functions), "correct"])
+    logged = list(dict.fromkeys(column for row in samples for column in row.extra))
+    columns = [*head, *(f"rewards/{name}" for name in functions), "correct"]
+    table = wandb.Table(columns=[*columns, *(f"extra/{name}" for name in logged)])
     for row in samples:
         texts = [visible(text, lines=True) for text in (row.prompt, row.completion)]
         scores = [row.reward, *(row.rewards.get(name) for name in functions)]
-        table.add_data(row.update, row.prompt_uid, row.sample, *texts, *scores, row.correct)
+        notes = [None if (note := row.extra.get(name)) is None else visible(str(note)) for name in logged]
+        table.add_data(row.update, row.prompt_uid, row.sample, *texts, *scores, row.correct, *notes)
     return table
 
 

@@ -19,32 +19,45 @@ class NothingToLearn:
         if not 1 <= window <= 10:
             raise ValueError(f"window = {window} is not in 1..10")
         self._window = window
-        self._seen = 0
         self._rewards: list[float] = []
+        self._num_unrewarded = 0
         self._done = False
 
-    def observe(self, zero_std: float, reward: float = math.nan) -> str | None:
+    def observe(self, zero_std: float, reward: float = math.nan, *, not_applicable: float = 0) -> str | None:
         """Take in one update.
 
         Args:
-            zero_std: share of groups whose completions all have the same reward, in [0, 1]; NaN (no group was
-                scored) says nothing and is not counted.
+            zero_std: share of groups whose completions all have the same reward, in [0, 1]; NaN: no group was
+                scored, which counts where the functions said None.
             reward: mean reward of the update, named in the warning; NaN: unknown.
+            not_applicable: completions for which every function said None.
 
         Returns:
             The warning, once, when the window is full; otherwise None.
         """
-        if self._done or math.isnan(zero_std):
+        unrewarded = math.isnan(zero_std) and not_applicable > 0
+        if self._done or (math.isnan(zero_std) and not unrewarded):
             return None
-        self._seen += 1
         self._rewards.append(reward)
+        self._num_unrewarded += unrewarded
         if zero_std < 1.0:
             self._done = True
             return None
-        if self._seen < self._window:
+        if len(self._rewards) < self._window:
             return None
         self._done = True
+        if self._num_unrewarded == self._window:
+            return _no_reward_at_all(self._window)
         return _nothing_to_learn(self._window, self._rewards)
+
+
+def _no_reward_at_all(updates: int) -> str:
+    return (
+        f"nothing to learn from: in the first {_updates(updates)} every reward function said None (does not "
+        "apply) for every completion, so there are no advantages and the policy does not change. Likely "
+        "cause and remedy: the functions do not find what they read, such as the column of the reference; "
+        "try `rl4dlm rewards test` with rows of the data, and see data.answer_column."
+    )
 
 
 def _nothing_to_learn(updates: int, rewards: list[float]) -> str:
@@ -56,10 +69,10 @@ def _nothing_to_learn(updates: int, rewards: list[float]) -> str:
         found = f" (every reward was {low:g})"
     else:
         found = f" (the mean reward lay between {low:.4g} and {high:.4g})"
-    times = "update" if updates == 1 else f"{updates} updates"
     return (
-        f"nothing to learn from: in the first {times} every group had one and the same reward{found}, so all "
-        "advantages are zero and the policy does not change. Likely causes and remedies:\n"
+        f"nothing to learn from: in the first {_updates(updates)} every group had one and the same "
+        f"reward{found}, so all advantages are zero and the policy does not change. Likely causes and "
+        "remedies:\n"
         "  - the task is too hard for this model, no completion earns anything: use easier instances, a "
         "longer warm start, or a reward with partial credit;\n"
         "  - the task is solved already, every completion earns everything: use harder instances;\n"
@@ -67,6 +80,10 @@ def _nothing_to_learn(updates: int, rewards: list[float]) -> str:
         "`rl4dlm rewards test` and look at the sampled completions;\n"
         "  - the completions of a group are identical: raise rollout.temperature or rollout.num_generations."
     )
+
+
+def _updates(count: int) -> str:
+    return "update" if count == 1 else f"{count} updates"
 
 
 def require_finite(update: int, metrics: Mapping[str, float], names: Iterable[str], detail: str = "") -> None:

@@ -85,8 +85,9 @@ def held_out_metrics(nll: np.ndarray, batch: SFTBatch, num_examples: int) -> Met
         num_examples: distinct examples in it.
 
     Returns:
-        `eval/elbo` in nats per token; `eval/elbo_ci95`, the half-width of its 95 % interval over examples (as
-        the ratio of two means); `eval/perplexity`, exp(-elbo), which bounds the model's from above.
+        `eval/elbo` in nats per token; `eval/elbo_ci95_low` and `eval/elbo_ci95_high`, the ends of its 95 %
+        interval over examples (as the ratio of two means); `eval/perplexity`, exp(-elbo), which bounds the
+        model's from above.
     """
     per_example = nll.reshape(-1, num_examples).mean(0)
     tokens = batch.num_trained[:num_examples].astype(np.float64)
@@ -95,7 +96,8 @@ def held_out_metrics(nll: np.ndarray, batch: SFTBatch, num_examples: int) -> Met
     spread = math.sqrt((residual**2).sum() * num_examples / max(1, num_examples - 1)) / tokens.sum()
     return {
         "eval/elbo": float(elbo),
-        "eval/elbo_ci95": 1.96 * spread,
+        "eval/elbo_ci95_low": float(elbo - 1.96 * spread),
+        "eval/elbo_ci95_high": float(elbo + 1.96 * spread),
         "eval/perplexity": math.exp(min(-elbo, 700.0)),
         "eval/num_prompts": float(num_examples),
     }

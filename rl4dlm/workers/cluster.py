@@ -58,4 +58,5 @@ class RayWorkers:
         return RolloutPool(self._recipe, model_path, self._placement.rollouts, self._say)
 
     def scorer(self, reward: RewardConfig) -> RewardWorkers:
-        return RewardWorkers(reward, self._placement.rewards, self._say)
+        timeout_s = self._recipe.cluster.start_timeout_s
+        return RewardWorkers(reward, self._placement.rewards, self._say, start_timeout_s=timeout_s)

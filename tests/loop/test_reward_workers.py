@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from rl4dlm.recipe.sections import ClusterConfig, RewardConfig
+from rl4dlm.reward.batch import Scorable
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.workers.placement import ray_session, reserve
 from rl4dlm.workers.reward_worker import RewardWorkers
@@ -44,6 +49,21 @@ def checkpoint(folder: Path) -> str:
     return str(folder)
 
 
+@contextmanager
+def reward_workers(
+    config: RewardConfig, count: int, **options: Any
+) -> Iterator[tuple[RewardWorkers, list[str]]]:
+    """Reward workers on a Ray of their own, and what they say."""
+    told: list[str] = []
+    cluster = ClusterConfig(num_reward_workers=count)
+    with ray_session(cluster, told.append):
+        placement = reserve(cluster, told.append)
+        workers = RewardWorkers(config, placement.rewards, told.append, **options)
+        yield workers, told
+        workers.close()
+        placement.remove()
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RewardConfig:
     folder = tmp_path_factory.mktemp("rewards")
@@ -57,24 +77,16 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RewardConfig:
 
 
 def test_workers_weigh_model_steps_and_rule_and_one_that_dies_is_replaced(config: RewardConfig) -> None:
-    arguments = (
-        ["p"] * len(TEXTS),
-        TEXTS,
-        COLUMNS,
-        [{"completion_ids": [1, 2, 3, 4], "step_map": steps} for steps in STEPS],
-    )
+    groups = [
+        [Scorable("p", text, columns, trajectory={"completion_ids": [1, 2, 3, 4], "step_map": steps})]
+        for text, columns, steps in zip(TEXTS, COLUMNS, STEPS, strict=True)
+    ]
     with RewardPool(config) as pool:
-        alone = pool.score(*arguments)
-    told: list[str] = []
-    cluster = ClusterConfig(num_reward_workers=2)
-    with ray_session(cluster, told.append):
-        placement = reserve(cluster, told.append)
-        workers = RewardWorkers(config, placement.rewards, told.append)
-        scores = workers.score(*arguments, {"global_step": 0})
+        alone = pool.score(groups)
+    with reward_workers(config.model_copy(update={"groups_per_call": 2}), 2) as (workers, told):
+        scores = workers.score(groups, trainer_state={"global_step": 0})
         ray.kill(workers.workers[0])
-        again = workers.score(*arguments, {"global_step": 0})
-        workers.close()
-        placement.remove()
+        again = workers.score(groups, trainer_state={"global_step": 0})
 
     model = scores.components["reward_model"]
     assert len(set(model[:4].tolist())) == 4 and ((model[:4] > 0) & (model[:4] < 1)).all() and model[4] == 0
@@ -87,4 +99,51 @@ def test_workers_weigh_model_steps_and_rule_and_one_that_dies_is_replaced(config
     )
     assert scores.errors == {} and not scores.failed.any()
     np.testing.assert_array_equal(again.reward, scores.reward)
-    assert any("reward worker 0 died and is replaced" in line for line in told)
+    assert "reward worker 0 died and is replaced" in told
+
+
+GROUPED = """
+def whole(completions, prompts):
+    return [float(len(completions))] * len(completions)
+whole.WHOLE_BATCH = True
+
+def mates(completions, prompts):
+    return [float(sum(other == mine for other in prompts)) for mine in prompts]
+
+def has_column(completions, **columns):
+    return [float("rare" in columns)] * len(completions)
+"""
+
+
+def test_groups_are_whole_whatever_the_number_of_workers_and_processes(tmp_path: Path) -> None:
+    (tmp_path / "grouped.py").write_text(GROUPED)
+    functions = [f"{tmp_path / 'grouped.py'}:{name}" for name in ("whole", "mates", "has_column")]
+    sizes = [6, 5, 7, 6, 6, 1, 20]
+    groups = [[Scorable(f"p{at}", "x") for _ in range(size)] for at, size in enumerate(sizes)]
+    groups[0][0] = Scorable("p0", "x", {"rare": 1})  # a column that no row of the second worker has
+    expected = [size for size in sizes for _ in range(size)]
+    config = RewardConfig(functions=functions, num_processes=2)
+    with reward_workers(config, 3) as (workers, _):
+        scores = workers.score(groups, trainer_state={"global_step": 0})
+    assert scores.components["mates"].tolist() == expected
+    assert scores.components["whole"].tolist() == [51.0] * 51
+    assert scores.components["has_column"].tolist() == [1.0] * 51
+
+
+PIDS = """
+import os
+
+def pids(completions):
+    return [float(os.getppid())] * len(completions)
+"""
+
+
+def test_a_worker_that_hangs_is_replaced_like_one_that_died(tmp_path: Path) -> None:
+    (tmp_path / "pids.py").write_text(PIDS)
+    config = RewardConfig(functions=[str(tmp_path / "pids.py")])
+    with reward_workers(config, 1, silence_s=3.0) as (workers, told):
+        before = int(workers.score([[Scorable("p", "x")]], trainer_state={"global_step": 0}).reward[0])
+        os.kill(before, signal.SIGSTOP)
+        after = int(workers.score([[Scorable("p", "x")]], trainer_state={"global_step": 0}).reward[0])
+    assert before != after
+    assert any("reward worker 0 hangs (no sign of life for 3 s) and is replaced" in line for line in told)

@@ -32,6 +32,7 @@ from rl4dlm.errors import CheckpointError, DataError, RecipeError
 from rl4dlm.models import build_bpe_tokenizer, encode
 from rl4dlm.recipe import shipped_folder
 from rl4dlm.recipe.sections import RewardConfig
+from rl4dlm.reward.batch import Groups, Scorable
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.types import Prompt, Scores
 
@@ -178,7 +179,8 @@ def test_reference_solutions_pass_as_the_task_scores_them(name: str, tokenizers:
     )
     solutions = [str(p.columns.get("canonical_solution") or p.columns["code"]) for p in prompts]
     with RewardPool(RewardConfig(functions=[choice.benchmark.reward])) as pool:
-        scores = pool.score([p.prompt for p in prompts], solutions, [dict(p.columns) for p in prompts])
+        pairs = zip(prompts, solutions, strict=True)
+        scores = pool.score([[Scorable(p.prompt, text, dict(p.columns))] for p, text in pairs])
     assert scores.errors == {}
     assert [p.uid for p, reward in zip(prompts, scores.reward, strict=True) if reward != 1.0] == []
 
@@ -352,10 +354,11 @@ class Pool:
 class Rewards:
     """Full marks where the seed is even; the reward of prompt 2 fails."""
 
-    def score(self, prompts: Any, completions: list[str], columns: list[Any], *_: Any, **keys: Any) -> Scores:
-        bad = [column["at"] == 2 for column in columns]
+    def score(self, groups: Groups, *, trainer_state: Any) -> Scores:
+        rows = [row for group in groups for row in group]
+        bad = [row.columns["at"] == 2 for row in rows]
         values = np.array(
-            [np.nan if b else float(int(c) % 2 == 0) for b, c in zip(bad, completions, strict=True)]
+            [np.nan if b else float(int(row.text) % 2 == 0) for b, row in zip(bad, rows, strict=True)]
         )
         return Scores(values.astype(np.float32), {"r": values}, {"raised": sum(bad)}, np.array(bad))
 

@@ -26,6 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from rl4dlm.errors import DataError
 
 Metric = Literal["accuracy", "mean"]
@@ -68,6 +70,14 @@ class Sample:
     columns: Mapping[str, Any]
 
     @property
+    def token_ids(self) -> list[int] | None:
+        """The row's `completion_ids`, cut off at its `completion_len` where it has one; None without them."""
+        ids, length = self.columns.get("completion_ids"), self.columns.get("completion_len")
+        if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, str | bytes):
+            return None
+        return [int(token) for token in ids][: None if length is None else int(length)]
+
+    @property
     def text(self) -> str:
         """The completion without the end-of-text tokens behind it, which a run's completions lack too."""
         end = len(self.completion)
@@ -95,7 +105,7 @@ class Columns:
             DataError: a column is missing or holds what cannot be scored.
         """
         self._require(row, reward, where)
-        prompt, completion, target = row[self.prompt], row[self.completion], _reference(row.get(self.target))
+        prompt, completion = row[self.prompt], row[self.completion]
         if not isinstance(completion, str):
             what = "is empty" if completion is None else f"holds a {type(completion).__name__}, not text"
             raise DataError(
@@ -107,10 +117,7 @@ class Columns:
                 f"{where}: `{self.prompt}` is empty.\nFix: fill or remove the row, or name another column "
                 "with --prompt-column."
             )
-        columns = dict(row)
-        if self.target in row:
-            columns = {"answer": target, "ground_truth": target, **row, self.target: target}
-        return Sample(prompt, completion, columns | _for_reward(reward, prompt, target, row, where))
+        return Sample(prompt, completion, reference_columns(row, self.target, prompt, reward, where))
 
     def _require(self, row: Mapping[str, Any], reward: str, where: str) -> None:
         options = {
@@ -126,6 +133,26 @@ class Columns:
                     f"{where}: no column `{name}`. Columns there are: {_listed(list(row))}.\n"
                     f"Fix: name the right one with {option}."
                 )
+
+
+def reference_columns(
+    row: Mapping[str, Any], target_column: str, prompt: Any, reward: str, where: str
+) -> dict[str, Any]:
+    """The columns that a reward gets of a row: its own, and its reference under the names that rewards know.
+
+    Args:
+        target_column: holds the reference; a row may lack it.
+        prompt: of the row.
+        reward: the built-in reward's file; empty for others.
+        where: file and row index, for messages.
+
+    Raises:
+        DataError: the reference or the prompt is not what a built-in reward reads.
+    """
+    target, columns = _reference(row.get(target_column)), dict(row)
+    if target_column in row:
+        columns = {"answer": target, "ground_truth": target, **row, target_column: target}
+    return columns | _for_reward(reward, prompt, target, row, where)
 
 
 def _reference(target: Any) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,12 +19,16 @@ from rich.progress import Progress
 
 from rl4dlm.benchmarks.statistics import Figure, RunningMean
 from rl4dlm.commands.score.columns import FULL_MARKS, Columns, Metric, Sample, metric_of
-from rl4dlm.commands.score.files import Row, SavedRows
+from rl4dlm.commands.score.files import SavedRows
 from rl4dlm.commands.score.published import published
 from rl4dlm.errors import DataError, RecipeError, StorageError
 from rl4dlm.recipe.sections import RewardConfig, RewardFunction
+from rl4dlm.reward.batch import Scorable
+from rl4dlm.reward.loading import built_in_file
 from rl4dlm.reward.pool import RewardPool
+from rl4dlm.reward.scores import matters_of
 from rl4dlm.tracking.files import encode_row
+from rl4dlm.tracking.names import format_interval, format_value
 from rl4dlm.types import Scores
 
 CHUNK_ROWS = 512
@@ -73,6 +79,13 @@ class ScoreReport:
     """What the published evaluation makes of the rows, for a reward that has one."""
     num_differing: int = 0
     """Rows that it judges otherwise."""
+    bounds: tuple[float, float] | None = None
+    """Lowest and highest value of the reward, where it declares them."""
+
+    @property
+    def has_full_marks(self) -> bool:
+        """Whether 1 is the best that a completion can earn, so that it can be called right."""
+        return self.metric == "accuracy" or self.bounds == (0.0, 1.0)
 
     @property
     def figure(self) -> Figure | None:
@@ -86,6 +99,7 @@ class ScoreReport:
             "reward": self.reward,
             "file": str(self.file),
             "metric": self.metric,
+            "range": None if self.bounds is None else list(self.bounds),
             "mean": None if figure is None else figure.value,
             "ci95": None if figure is None or figure.ci95 is None else list(figure.ci95),
             "n": self.num_rows,
@@ -107,9 +121,12 @@ class ScoreReport:
 def score_file(request: ScoreRequest, console: Console | None = None) -> ScoreReport:
     """Score a file and write a verdict per row as JSON lines.
 
-    A line has `row`, `verdict` (`right`, `partial`, `wrong`, `not_applicable`, `failed`), for the first three
-    `score` and `reward`, for the last `failure`; for a reward with a published evaluation `published`, its
-    score, and `why` where that differs.
+    Rows of one prompt that follow each other are a group, which a call of the reward sees whole.
+
+    A line has `row`, `verdict` (`right`, `partial`, `wrong`, or `scored` for a reward without full marks;
+    `not_applicable`, `failed`), for the first four `score` and `reward`, for the last `failure`; `extra`,
+    what the reward logged of the row; for a reward with a published evaluation `published`, its score, and
+    `why` where that differs.
 
     Args:
         console: shows a progress bar while it is a terminal; None: stderr.
@@ -129,15 +146,18 @@ def score_file(request: ScoreRequest, console: Console | None = None) -> ScoreRe
     with RewardPool(config) as pool:
         entry = pool.entries[0]
         pool.check([])  # imports it: a plug-in that cannot be loaded is refused before any row is read
-        known = Path(entry.resolved.location).stem if entry.resolved.kind == "builtin" else ""
+        known = built_in_file(entry.resolved)
         report = ScoreReport(
             request.reward,
             request.file,
             request.metric or metric_of(known),
             _verdict_file(request, entry.name),
+            bounds=pool.traits()[0].bounds,
         )
         with _written_whole(report.verdicts) as out, _progress(console) as show:
-            for chunk in _chunks(rows, request, known):
+            # A reward that compares all prompts is asked once, about the whole file.
+            size = None if pool.traits()[0].whole_batch else CHUNK_ROWS
+            for chunk in _chunks(_groups(rows, request, known, report), size):
                 _score_chunk(pool, known, chunk, report, out)
                 show(rows.share_read, report)
             _require_any(report, request.columns.target)
@@ -153,37 +173,68 @@ def _require_any(report: ScoreReport, target: str) -> None:
         )
 
 
-def _chunks(rows: SavedRows, request: ScoreRequest, known: str) -> Iterator[list[Sample]]:
-    chunk: list[Sample] = []
-    for index, row in enumerate(rows):
-        chunk.append(_sample(row, request, known, index))
-        if len(chunk) == CHUNK_ROWS or index + 1 == request.limit:
+def _chunks(groups: Iterable[list[Sample]], size: int | None) -> Iterator[list[list[Sample]]]:
+    """Whole groups, about `size` rows at a time; None: all at once."""
+    chunk: list[list[Sample]] = []
+    rows = 0
+    for group in groups:
+        chunk.append(group)
+        rows += len(group)
+        if size is not None and rows >= size:
             yield chunk
-            chunk = []
-        if index + 1 == request.limit:
-            return
+            chunk, rows = [], 0
     if chunk:
         yield chunk
 
 
-def _sample(row: Row, request: ScoreRequest, known: str, index: int) -> Sample:
-    return request.columns.sample(row, known, f"{request.file}, row {index}")
+def _groups(
+    rows: SavedRows, request: ScoreRequest, known: str, report: ScoreReport
+) -> Iterator[list[Sample]]:
+    """Rows of one prompt that follow each other; where a prompt comes back later the report says so."""
+    samples = (
+        request.columns.sample(row, known, f"{request.file}, row {index}")
+        for index, row in enumerate(islice(rows, request.limit))
+    )
+    seen: set[str] = set()
+    for prompt, members in groupby(samples, key=lambda sample: _identity(sample.prompt)):
+        if prompt in seen and not known:
+            _tell(report, _TORN)
+        seen.add(prompt)
+        yield list(members)
+
+
+_TORN = (
+    "a prompt comes back after others: only rows of a prompt that follow each other are one group for a "
+    "reward that compares the completions of a prompt. Fix: sort the file by prompt where the reward does."
+)
+
+
+def _identity(prompt: Any) -> str:
+    """A prompt, text or messages, in a few bytes."""
+    shown = prompt if isinstance(prompt, str) else repr(prompt)
+    return hashlib.sha256(shown.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _tell(report: ScoreReport, *messages: str) -> None:
+    report.messages = list(dict.fromkeys([*report.messages, *messages]))[:MAX_MESSAGES]
 
 
 def _score_chunk(
-    pool: RewardPool, known: str, chunk: Sequence[Sample], report: ScoreReport, out: IO[bytes]
+    pool: RewardPool, known: str, chunk: Sequence[Sequence[Sample]], report: ScoreReport, out: IO[bytes]
 ) -> None:
-    scores = pool.score(
-        [sample.prompt for sample in chunk],
-        [sample.text for sample in chunk],
-        [sample.columns for sample in chunk],
-    )
+    scores = pool.score([[_completion(sample) for sample in group] for group in chunk])
     report.failures.update(scores.errors)
-    report.messages = list(dict.fromkeys([*report.messages, *scores.messages]))[:MAX_MESSAGES]
-    for offset, sample in enumerate(chunk):
+    _tell(report, *matters_of(scores).values())
+    for offset, sample in enumerate(sample for group in chunk for sample in group):
         verdict = _verdict(scores, offset, report)
-        out.write(encode_row(verdict | _comparison(known, sample, verdict, report)))
+        extra = {column: values[offset] for column, values in scores.extra.items()}
+        line = verdict | ({"extra": extra} if extra else {}) | _comparison(known, sample, verdict, report)
+        out.write(encode_row(line))
         report.num_rows += 1
+
+
+def _completion(sample: Sample) -> Scorable:
+    return Scorable(sample.prompt, sample.text, sample.columns, sample.token_ids)
 
 
 def _verdict(scores: Scores, offset: int, report: ScoreReport) -> dict[str, Any]:
@@ -200,6 +251,8 @@ def _verdict(scores: Scores, offset: int, report: ScoreReport) -> dict[str, Any]
     report.scores.add(score)
     report.rewards.add(reward)
     verdict = "right" if full else "partial" if reward > 0 else "wrong"
+    if not report.has_full_marks:
+        verdict = "scored"
     return head | {"verdict": verdict, "score": score, "reward": reward}
 
 
@@ -265,7 +318,7 @@ def _progress(console: Console | None) -> Iterator[Any]:
 
         def show(share: float, report: ScoreReport) -> None:
             figure = report.figure
-            text = "" if figure is None else f"  {100 * figure.value:.1f} %"
+            text = "" if figure is None else f"  {_shown(figure.value, report.has_full_marks)}"
             bar.update(task, completed=share, description=f"{report.num_rows} rows{text}")
 
         yield show
@@ -287,10 +340,10 @@ def report_lines(values: Mapping[str, Any]) -> Iterator[str]:
     if values["mean"] is None:
         yield "mean: unknown, no row was scored"
     else:
-        ends = values["ci95"]
-        interval = f", 95 % interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f}" if ends else ""
+        ends, share = values["ci95"], values["metric"] == "accuracy" or values["range"] == [0.0, 1.0]
+        interval = "" if ends is None else " " + format_interval(_SHARE if share else "", *ends)
         what = "full marks" if values["metric"] == "accuracy" else "mean reward"
-        yield f"{what}: {100 * values['mean']:.1f} %{interval}, over {values['scored']} rows"
+        yield f"{what}: {_shown(values['mean'], share)}{interval}, over {values['scored']} rows"
         if values["metric"] == "accuracy":
             yield f"mean reward, partial credit included: {values['mean_reward']:.4g}"
     if values["not_applicable"]:
@@ -301,6 +354,14 @@ def report_lines(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"the published evaluation gives {100 * theirs['mean']:.1f} % of {theirs['n']} rows; {told}"
     kinds = ", ".join(f"{count} {kind}" for kind, count in values["failures"].items())
     yield f"failures: {kinds or 'none'}"
+
+
+_SHARE = "accuracy"
+"""A name under which the trackers write a percentage."""
+
+
+def _shown(value: float, share: bool) -> str:
+    return format_value(_SHARE if share else "", value)
 
 
 def json_line(report: ScoreReport) -> str:

@@ -117,7 +117,7 @@ def test_failures_are_counted_by_kind_and_are_part_of_no_mean(tmp_path: Path, pl
     assert found["ci95"] is None  # one value that is neither 0 nor 1 has no spread
     assert any("does not like it" in message for message in report.messages)
     lines = verdicts(report.verdicts)
-    assert [line["verdict"] for line in lines] == ["partial", *["failed"] * 4, "not_applicable", "failed"]
+    assert [line["verdict"] for line in lines] == ["scored", *["failed"] * 4, "not_applicable", "failed"]
     assert [line.get("failure") for line in lines] == kinds
 
 
@@ -478,3 +478,60 @@ def test_the_command_prints_the_published_figure(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["mean"] == pytest.approx(0.117, abs=0.01)
+
+
+GROUPED = """
+def mates(prompts, completions):
+    return [float(sum(other == mine for other in prompts)) for mine in prompts]
+
+def everyone(completions):
+    return [float(len(completions))] * len(completions)
+everyone.WHOLE_BATCH = True
+
+def noted(completions, completion_ids, log_extra):
+    log_extra("length", [len(ids) for ids in completion_ids])
+    return [1.0] * len(completions)
+noted.RANGE = (0.0, 1.0)
+"""
+
+
+def saved(tmp_path: Path, prompts: list[str], **columns: Any) -> Path:
+    rows = [{"question": p, "generation": "x", "ground_truth": "1", **columns} for p in prompts]
+    return write(tmp_path / "rows.jsonl", rows)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rows_of_a_prompt_are_called_together_across_the_chunks_of_a_file(
+    tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl4dlm.commands.score.run.CHUNK_ROWS", 16)
+    (tmp_path / "grouped.py").write_text(GROUPED)
+    sizes = [5, 7, 6, 20, 1, 3]
+    file = saved(tmp_path, [f"p{at}" for at, size in enumerate(sizes) for _ in range(size)])
+    for name, expected in (("mates", [size for size in sizes for _ in range(size)]), ("everyone", [42] * 42)):
+        request = ScoreRequest(f"{tmp_path / 'grouped.py'}:{name}", file, num_processes=processes)
+        report = score_file(request)
+        assert [line["reward"] for line in verdicts(report.verdicts)] == expected
+        assert report.messages == []
+
+
+def test_a_prompt_that_comes_back_later_is_told(tmp_path: Path) -> None:
+    (tmp_path / "grouped.py").write_text(GROUPED)
+    report = score_file(ScoreRequest(f"{tmp_path / 'grouped.py'}:mates", saved(tmp_path, ["a", "b", "a"])))
+    assert any("a prompt comes back after others" in message for message in report.messages)
+
+
+def test_a_reward_without_full_marks_is_a_number_and_judges_nothing_right(tmp_path: Path) -> None:
+    (tmp_path / "grouped.py").write_text(GROUPED)
+    file = saved(tmp_path, ["a"] * 3 + ["b"] * 2, completion_ids=[4, 5, 9, 9], completion_len=3)
+    report = score_file(ScoreRequest(f"{tmp_path / 'grouped.py'}:mates", file))
+    assert {line["verdict"] for line in verdicts(report.verdicts)} == {"scored"}
+    (line,) = [line for line in report_lines(report.as_json()) if line.startswith("mean reward")]
+    # 2.6 +- 1.96 * 0.5477 / sqrt(5).
+    assert line == "mean reward: 2.6 (2.12 to 3.08), over 5 rows"
+    noted = score_file(ScoreRequest(f"{tmp_path / 'grouped.py'}:noted", file))
+    assert [(line["verdict"], line["extra"]) for line in verdicts(noted.verdicts)] == [
+        ("right", {"length": 3})
+    ] * 5
+    (line,) = [line for line in report_lines(noted.as_json()) if line.startswith("mean reward")]
+    assert line == "mean reward: 100.0 % (56.6 to 100.0), over 5 rows"

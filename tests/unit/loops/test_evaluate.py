@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tiny import tiny_denoiser, tiny_rollout
 
-from rl4dlm.benchmarks.statistics import wilson_half_width
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.loops.evaluate import evaluate, verify_steps
 from rl4dlm.recipe import load_recipe
 from rl4dlm.recipe.sections import RewardConfig
+from rl4dlm.reward.batch import Groups
 from rl4dlm.reward.judge import is_correct, score_steps
 from rl4dlm.rollout import Request
 from rl4dlm.rollout.groups import group_rollouts, make_requests
@@ -77,7 +77,8 @@ def test_rollouts_are_grouped_in_request_order() -> None:
 def scores_of(reward: Sequence[float], **components: Sequence[float]) -> Scores:
     values = np.array(reward, dtype=np.float32)
     named = {name: np.array(v, dtype=np.float32) for name, v in components.items()}
-    return Scores(values, named or {"r": values}, {}, np.isnan(values))
+    named = named or {"r": values}
+    return Scores(values, named, {}, np.isnan(values), bounds=dict.fromkeys(named, (0.0, 1.0)))
 
 
 def test_a_failed_reward_is_not_correct_and_rounding_is_forgiven() -> None:
@@ -93,16 +94,25 @@ def test_the_recipe_may_name_the_reward_that_decides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "count", "half_width"),
+    ("bounds", "weights", "defined"),
     [
-        # z^2 = 3.8416; z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / (4 n^2)).
-        (0.5, 100, 0.0961702),  # 1.96 / 1.038416 * sqrt(0.0025 + 0.00009604) = 1.8874902 * 0.0509514
-        (0.0, 10, 0.1387701),  # 1.96 / 1.38416 * 0.098: the interval is [0, 0.2775]
-        (1.0, 10, 0.1387701),
+        ({"a": (0, 1), "b": (0, 1)}, [0.8, 0.2], True),  # their sum lies in [0, 1]
+        ({"a": (0, 1), "b": (0, 1)}, None, False),  # in [0, 2]: 1 may be half of the marks
+        ({"a": (0, 1), "b": (0, 1)}, [2.0, -1.0], False),  # in [-1, 2]
+        ({"a": (0, 1), "b": (-1, 0)}, None, False),
+        ({"a": (0, 1)}, [1.0, 0.0], False),  # b says nothing
+        ({"a": (0, 0.5), "b": (0, 0.5)}, None, True),
     ],
 )
-def test_half_the_width_of_wilsons_interval(share: float, count: int, half_width: float) -> None:
-    assert wilson_half_width(share, count) == pytest.approx(half_width, abs=1e-6)
+def test_correct_is_defined_where_the_total_lies_between_0_and_1(
+    bounds: dict[str, tuple[float, float]], weights: list[float] | None, defined: bool
+) -> None:
+    config = RewardConfig(functions=["a", "b"], reward_weights=weights)
+    values = np.ones(2, np.float32)
+    scores = Scores(values, {"a": values, "b": values}, {}, np.zeros(2, bool), bounds=bounds)
+    assert (is_correct(scores, config) is not None) == defined
+    named = config.model_copy(update={"accuracy": "a"})
+    assert is_correct(scores, named).tolist() == [True, True]
 
 
 class FakePool:
@@ -123,18 +133,15 @@ class FakeRewards:
     def __init__(self) -> None:
         self.states: list[dict[str, int]] = []
 
-    def score(
-        self,
-        prompts: list[Any],
-        completions: list[str],
-        columns: list[dict[str, Any]],
-        trajectories: list[dict[str, Any]],
-        trainer_state: dict[str, int],
-    ) -> Scores:
+    def score(self, groups: Groups, *, trainer_state: dict[str, int]) -> Scores:
         self.states.append(trainer_state)
-        uids = [int(column["answer"]) for column in columns]
-        assert prompts == [f"question {uid}" for uid in uids]
-        assert {"completion_ids", "step_map", "num_steps"} <= trajectories[0].keys()
+        rows = [row for group in groups for row in group]
+        uids = [int(row.columns["answer"]) for row in rows]
+        assert [row.prompt for row in rows] == [f"question {uid}" for uid in uids]
+        assert {"completion_ids", "step_map", "num_steps"} <= rows[0].trajectory.keys()
+        # The canvas is 1 3 3, and 3 ends the text.
+        assert rows[0].token_ids == [1, 3] and rows[0].trajectory["completion_ids"].tolist() == [1, 3, 3]
+        assert [len(group) for group in groups] == [len(uids) // 4] * 4
         if len(uids) == 4:
             return scores_of([1.0, 1.0, NAN, 0.25])
         return scores_of([0.0, 0, 1, 0] + [0.0] * 4 + [NAN] * 4 + [1.0] * 4)
@@ -148,14 +155,25 @@ def test_an_evaluation_is_greedy_accuracy_and_pass_at_k_with_the_settings_beside
     assert found.metrics == pytest.approx(
         {
             "eval/greedy_accuracy": 0.5,
-            "eval/greedy_accuracy_ci95": wilson_half_width(0.5, 4),
-            "eval/greedy_reward": 0.75,  # of the three that are known: (1 + 1 + 0.25) / 3
+            # Wilson: z^2 = 3.8415; (0.5 + z^2 / 8 +- z sqrt(1 / 16 + z^2 / 64)) / (1 + z^2 / 4)
+            "eval/greedy_accuracy_ci95_low": 0.150036,
+            "eval/greedy_accuracy_ci95_high": 0.849964,
+            # Of the three that are known: (1 + 1 + 0.25) / 3 +- 1.96 * 0.4330 / sqrt(3).
+            "eval/greedy_reward": 0.75,
+            "eval/greedy_reward_ci95_low": 0.2600,
+            "eval/greedy_reward_ci95_high": 1.2400,
             "eval/mean_length": 2,
             "eval/nfe_per_sample": 2,
             "eval/num_prompts": 4,
+            # Of 1/4, 0, 0, 1 the mean +- 1.96 * 0.4732 / 2, no further than 0.
             "eval/avg@4": 5 / 16,
+            "eval/avg@4_ci95_low": 0.0,
+            "eval/avg@4_ci95_high": 0.776229,
             "eval/pass@4": 2 / 4,
-        }
+            "eval/pass@4_ci95_low": 0.150036,
+            "eval/pass@4_ci95_high": 0.849964,
+        },
+        abs=1e-4,
     )
     (greedy, greedy_spec, _), (sampled, sampled_spec, version) = pool.asked
     assert (len(greedy), len(sampled), version) == (4, 16, 5)
@@ -163,7 +181,17 @@ def test_an_evaluation_is_greedy_accuracy_and_pass_at_k_with_the_settings_beside
     assert found.decode["greedy"]["temperature"] == 0 and found.decode["sampled"]["k"] == 4
     assert [row.correct for row in found.samples] == [True, True, False, False]
     assert {row.update for row in found.samples} == {40}
-    assert [state["global_step"] for state in rewards.states] == [40, 40]
+    assert rewards.states == [{"global_step": 40, "max_steps": recipe.trainer.max_steps}] * 2
+
+
+def test_without_a_verdict_the_evaluation_is_the_mean_reward_with_its_interval() -> None:
+    recipe = load_recipe("quickstart", ["eval.num_samples=2"])
+    found = evaluate(
+        FakePool().generate, CountingRewards(), prompts_of(0, 1, 2, 3), recipe, version=0, update=0
+    )
+    assert not any("accuracy" in name or "pass@" in name or "/avg@" in name for name in found.metrics)
+    assert {"eval/greedy_reward", "eval/avg_reward@2"} <= found.metrics.keys()
+    assert [row.correct for row in found.samples] == [None] * 4
 
 
 def test_one_sample_means_greedy_only() -> None:
@@ -185,11 +213,11 @@ class CountingRewards:
     """Rewards a text by its length; remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Any, str]] = []
+        self.asked: list[list[tuple[Any, str, list[int]]]] = []
 
-    def score(self, prompts, completions, columns, trajectories, trainer_state) -> Scores:
-        self.asked += list(zip(prompts, completions, strict=True))
-        values = np.array([len(text) for text in completions], dtype=np.float32)
+    def score(self, groups: Groups, *, trainer_state: Mapping[str, int]) -> Scores:
+        self.asked += [[(row.prompt, row.text, list(row.token_ids)) for row in group] for group in groups]
+        values = np.array([len(row.text) for group in groups for row in group], dtype=np.float32)
         return Scores(values, {"length": values}, {}, np.zeros(len(values), dtype=bool))
 
 
@@ -211,7 +239,7 @@ class PredictingPool(FakePool):
 def test_every_step_of_a_decode_is_verified_and_the_last_is_the_answer() -> None:
     # A text is rewarded by its length, and 2 is correct: so is the first step's answer, not the finished one.
     rewards, prompts = CountingRewards(), prompts_of(1, 2)
-    recipe = load_recipe("quickstart", ["reward.correct_threshold=2"])
+    recipe = load_recipe("quickstart", ["reward.correct_threshold=2", "reward.accuracy=length"])
     spec = SamplerSpec.from_config(recipe.rollout, temperature=0.0)
     texts = {(2, 2): "ab", (1, 1): "a"}
     verdicts, scores = verify_steps(
@@ -225,7 +253,9 @@ def test_every_step_of_a_decode_is_verified_and_the_last_is_the_answer() -> None
         version=0,
     )
     assert [row.tolist() for row in verdicts] == [[True, False], [True, False]]
-    assert rewards.asked == [(f"question {uid}", text) for uid in (1, 2) for text in ("ab", "a")]
+    assert rewards.asked == [
+        [(f"question {uid}", "ab", [2, 2, 3]), (f"question {uid}", "a", [1, 1, 3])] for uid in (1, 2)
+    ]
     assert len(scores.reward) == 4
 
 
@@ -233,15 +263,19 @@ def test_partial_decodes_of_one_prompt_are_scored_once_per_distinct_text() -> No
     rewards, prompts = CountingRewards(), prompts_of(1, 2)
     rollouts = [tiny_rollout([0, 1], [1, 2, 3], uid=1 + i // 2, sample=i % 2) for i in range(4)]
     groups = group_rollouts(prompts, rollouts)
-    ids = [np.array(row) for row in ([5], [5, 6], [5])]
-    decodes = [ids, [ids[1]], [ids[0]], []]
+    ids = [np.array(row) for row in ([5], [5, 6], [5], [5, 6, 7, 9])]  # 9 ends a text
+    decodes = [ids[:3], [ids[1], ids[3]], [ids[0]], []]
     values, scores = score_steps(
         rewards,
         groups,
         decodes,
         lambda tokens: "x" * len(tokens),
-        7,
+        (9,),
+        {"global_step": 7},
     )
-    assert [row.tolist() for row in values] == [[1.0, 2.0, 1.0], [2.0], [1.0], []]
-    assert rewards.asked == [("question 1", "x"), ("question 1", "xx"), ("question 2", "x")]
-    assert scores is not None and len(scores.reward) == 3
+    assert [row.tolist() for row in values] == [[1.0, 2.0, 1.0], [2.0, 3.0], [1.0], []]
+    assert rewards.asked == [
+        [("question 1", "x", [5]), ("question 1", "xx", [5, 6]), ("question 1", "xxx", [5, 6, 7, 9])],
+        [("question 2", "x", [5])],
+    ]
+    assert scores is not None and len(scores.reward) == 4

@@ -16,6 +16,7 @@ from rl4dlm.errors import PluginError
 from rl4dlm.recipe import shipped_folder
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward import sandbox
+from rl4dlm.reward.batch import Scorable
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.types import Prompt
 
@@ -215,7 +216,7 @@ def test_completions_that_loop_are_worth_nothing_and_no_failure_of_the_reward():
     loop = "def add(a, b):\n    while True: pass"
     # 0.5 s for a call: less than the jail's own deadline, which counts.
     with RewardPool(RewardConfig(functions=[function], timeout_s=0.5, num_processes=1)) as rewards:
-        scores = rewards.score(["p"] * 3, [loop, RIGHT, loop], [{"test_list": ADD}] * 3)
+        scores = rewards.score([[Scorable("p", text, {"test_list": ADD}) for text in (loop, RIGHT, loop)]])
     assert scores.errors == {} and scores.reward.tolist() == [0.0, 1.0, 0.0]
 
 

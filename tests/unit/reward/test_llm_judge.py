@@ -16,6 +16,7 @@ import pytest
 from rl4dlm.errors import PluginError
 from rl4dlm.recipe import shipped_folder
 from rl4dlm.recipe.sections import RewardConfig, RewardFunction
+from rl4dlm.reward.batch import Scorable
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.reward.selftest import selftest
 from rl4dlm.types import Prompt
@@ -235,6 +236,6 @@ def test_the_self_test_and_the_pool_work_with_it(judge):
     judge.script = [(500, b"", {})] * 2
     function = RewardFunction(path="llm_judge", kwargs=kwargs)
     with RewardPool(RewardConfig(functions=[function])) as rewards:
-        scores = rewards.score(["p"], ["six"], [{}])
+        scores = rewards.score([[Scorable("p", "six")]])
         assert scores.errors == {"raised": 1} and "JudgeError" in scores.messages[0]
     assert "shipped_llm_judge" not in sys.modules

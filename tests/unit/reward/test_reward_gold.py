@@ -9,6 +9,7 @@ import pytest
 
 from rl4dlm.errors import DataError, PluginError
 from rl4dlm.recipe.sections import RewardConfig
+from rl4dlm.reward.batch import Scorable
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.reward.selftest import selftest
 from rl4dlm.types import Prompt
@@ -110,7 +111,8 @@ def test_a_worked_solution_is_not_its_own_gold_answer():
     )
     assert report.passed
     with RewardPool(RewardConfig(functions=["math"])) as rewards:
-        scores = rewards.score(["p"] * 2, ["\\boxed{9}", "\\boxed{3}"], [{"solution": solution}] * 2)
+        texts = ("\\boxed{9}", "\\boxed{3}")
+        scores = rewards.score([[Scorable("p", text, {"solution": solution}) for text in texts]])
     assert list(scores.reward) == [1.0, 0.0]
 
 

@@ -14,7 +14,7 @@ from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward import list_rewards, load_function, loading, resolve
 from rl4dlm.reward.calling import Call
 from rl4dlm.reward.entries import absolute_paths, entries_of
-from rl4dlm.reward.loading import MAX_CHUNK, needed_seconds
+from rl4dlm.reward.loading import Traits, import_plugin, needed_seconds, traits_of
 
 ONE = "def score_it(completions, **columns):\n    return [1.0 for _ in completions]\n"
 
@@ -34,7 +34,7 @@ def test_a_built_in_name_means_the_shipped_file():
 
 def test_another_function_of_a_built_in_file_is_named_after_a_colon():
     assert resolve("sort:sort_exact").name == "sort_exact"
-    values, _ = load_function("sort:sort_exact")(Call(["31="], ["31"], {"answer": ["13"]}))
+    values, *_ = load_function("sort:sort_exact")(Call(["31="], ["31"], {"answer": ["13"]}))
     assert values == [0.0]
 
 
@@ -71,7 +71,7 @@ def test_a_file_is_resolved_to_an_absolute_path(tmp_path, monkeypatch):
     ids=["named like the file", "verl's name", "the only public one"],
 )
 def test_the_default_function_of_a_file(tmp_path, text, expected):
-    values, _ = load_function(str(write(tmp_path, "mine.py", text)))(Call(["p"], ["c"]))
+    values, *_ = load_function(str(write(tmp_path, "mine.py", text)))(Call(["p"], ["c"]))
     assert values == [expected]
 
 
@@ -86,7 +86,7 @@ def test_a_file_without_a_default_lists_its_functions(tmp_path):
 def test_a_file_may_import_its_neighbour(tmp_path):
     write(tmp_path, "neighbour_of_reward.py", "VALUE = 2.5\n")
     text = "from neighbour_of_reward import VALUE\ndef mine(completions): return [VALUE]\n"
-    values, _ = load_function(str(write(tmp_path, "mine.py", text)))(Call(["p"], ["c"]))
+    values, *_ = load_function(str(write(tmp_path, "mine.py", text)))(Call(["p"], ["c"]))
     assert values == [2.5]
 
 
@@ -186,7 +186,7 @@ def test_paths_can_be_made_independent_of_the_working_directory(tmp_path, monkey
 def test_deadlines_that_a_plug_in_states_wrongly_are_refused(tmp_path, body, told):
     text = f"def mine(completions): return [0.0]\ndef NEEDS_S(count): return {body}\n"
     with pytest.raises(PluginError, match=told):
-        needed_seconds(resolve(str(write(tmp_path, "mine.py", text))), {})
+        needed_seconds(resolve(str(write(tmp_path, "mine.py", text))), {}, 1)
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "countdown", "sudoku", "sort", "sort:sort_exact"])
@@ -199,6 +199,48 @@ def test_a_setting_that_a_built_in_does_not_have_is_refused(name):
 def test_a_plug_in_states_how_long_its_calls_take(tmp_path):
     text = "def mine(completions): return [0.0]\ndef NEEDS_S(count, each=2): return count * each\n"
     mine = resolve(str(write(tmp_path, "mine.py", text)))
-    assert needed_seconds(mine, {"each": 3})[:2] == [3.0, 6.0]
-    assert len(needed_seconds(mine, {})) == MAX_CHUNK
-    assert needed_seconds(resolve("sort"), {}) == []
+    assert [needed_seconds(mine, {"each": 3}, count) for count in (1, 2, 96)] == [3.0, 6.0, 288.0]
+    assert needed_seconds(resolve("sort"), {}, 96) == 0.0
+
+
+def traits(path: Path) -> Traits:
+    found = resolve(str(path))
+    return traits_of(found, load_function(found).function)
+
+
+def test_a_plug_in_says_what_it_ranges_over_and_whether_it_compares_prompts(tmp_path):
+    silent = write(tmp_path, "silent.py", "def silent(completions): return []\n")
+    told = write(
+        tmp_path, "told.py", "RANGE = (-1, 2)\nWHOLE_BATCH = True\ndef told(completions): return []\n"
+    )
+    assert traits(silent) == Traits(False, None)
+    assert traits(told) == Traits(True, (-1.0, 2.0))
+
+
+def test_what_a_function_says_of_itself_goes_before_what_its_file_says(tmp_path):
+    text = (
+        "RANGE = (0, 1)\ndef mine(completions): return []\ndef other(completions): return []\n"
+        "other.RANGE = None\nother.WHOLE_BATCH = True\n"
+    )
+    file = write(tmp_path, "mine.py", text)
+    assert traits(file) == Traits(False, (0.0, 1.0))
+    assert traits(Path(f"{file}:other")) == Traits(True, None)
+
+
+@pytest.mark.parametrize("declared", ["1", "(1, 0)", "(0, 'one')", "(0, float('nan'))", "(0, 0.5, 1)"])
+def test_a_range_that_is_none_is_refused(tmp_path, declared):
+    file = write(tmp_path, "mine.py", f"RANGE = {declared}\ndef mine(completions): return []\n")
+    with pytest.raises(PluginError, match=r"RANGE = .* is not a lower and an upper end"):
+        traits(file)
+
+
+def test_of_the_shipped_rewards_all_but_the_one_that_never_reaches_it_have_full_marks_at_one():
+    found = {info.name: resolve(info.name) for info in list_rewards() if info.name in shipped_names()}
+    without = {
+        name for name, where in found.items() if getattr(import_plugin(where), "RANGE", None) != (0.0, 1.0)
+    }
+    assert without == {"reward_model"} and len(found) >= 10
+
+
+def shipped_names() -> set[str]:
+    return {info.name for info in list_rewards() if "reward_fns" in info.path}

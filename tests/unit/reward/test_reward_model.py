@@ -19,6 +19,7 @@ from transformers import (
 from rl4dlm.errors import PluginError
 from rl4dlm.recipe import shipped_folder
 from rl4dlm.recipe.sections import RewardConfig, RewardFunction
+from rl4dlm.reward.batch import Scorable
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.reward.selftest import HOSTILE
 from rl4dlm.types import Prompt
@@ -161,6 +162,6 @@ def test_a_run_loads_the_model_once_and_refuses_a_missing_one(checkpoint):
     # Importing torch takes longer than a score may: it belongs to loading.
     with RewardPool(RewardConfig(functions=[function], timeout_s=2.0)) as rewards:
         assert rewards.check([Prompt(0, "p", "p", ())]) == {"reward_model": [0.0]}
-        scores = rewards.score(["p"] * 4, TEXTS, [{}] * 4)
+        scores = rewards.score([[Scorable("p", text) for text in TEXTS]])
     expected = load().reward_model(["p"] * 4, TEXTS, model=checkpoint, max_length=64)
     assert scores.reward.tolist() == pytest.approx(expected, abs=1e-6)

@@ -18,6 +18,7 @@ import pytest
 from rl4dlm.errors import PluginError
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward import loading, pool
+from rl4dlm.reward.batch import Scorable
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.types import Prompt, Scores
 
@@ -146,8 +147,13 @@ def config(plugin: Path, *functions: Any, **settings: Any) -> RewardConfig:
 
 
 def score(rewards: RewardPool, completions: list[str], **columns: list[Any]) -> Scores:
+    """Scores of completions of one prompt: a group."""
     rows = [{name: values[row] for name, values in columns.items()} for row in range(len(completions))]
-    return rewards.score(["p"] * len(completions), completions, rows)
+    return rewards.score([[Scorable("p", text, row) for text, row in zip(completions, rows, strict=True)]])
+
+
+def groups_of(*groups: list[str]) -> list[list[Scorable]]:
+    return [[Scorable(f"p{at}", text) for text in group] for at, group in enumerate(groups)]
 
 
 def runs(pid: int) -> bool:
@@ -182,7 +188,7 @@ def process_ids(rewards: RewardPool) -> list[int]:
         ("raise", "raised", "ValueError: cannot"),
         ("recurse", "raised", "RecursionError"),
         ("text", "raised", "TypeError: returned the text '1.0' where a number or None is expected"),
-        ("short", "wrong_length", "returned 0 rewards for 1 completions"),
+        ("short", "wrong_length", "returned 0 rewards for 1 completion"),
         ("nan", "not_finite", "returned nan"),
         ("inf", "not_finite", "returned inf"),
     ],
@@ -263,20 +269,20 @@ def test_a_batch_in_which_everything_hangs_is_given_up(plugin, monkeypatch):
     start = time.monotonic()
     with RewardPool(config(plugin, "moody", timeout_s=0.25)) as rewards:
         scores = score(rewards, ["hang"] * 40)
-    # Chunks of 16, 16 and 8: three chunk deadlines and three single ones, not 40.
+    # A call of 40 has three deadlines; then three single ones, not 40.
     assert time.monotonic() - start < 40 * 0.25
     assert scores.errors == {"timeout": 40}
     assert scores.failed.all()
 
 
-def test_giving_up_leaves_chunks_that_work_alone(plugin, monkeypatch):
+def test_giving_up_leaves_groups_that_work_alone(plugin, monkeypatch):
     monkeypatch.setattr(pool, "MAX_CULPRITS", 1)
     with RewardPool(config(plugin, "moody", timeout_s=0.4)) as rewards:
-        scores = score(rewards, ["hang"] * 3 + ["a"] * 13 + ["bb"] * 16)
+        scores = rewards.score(groups_of(["hang"] * 3 + ["a"] * 13, ["bb"] * 16))
     assert scores.failed.tolist() == [True] * 16 + [False] * 16
     assert set(scores.messages) == {
         "moody: timeout: no answer within 0.4 s",
-        "moody: timeout: no answer within 0.4 s (with its chunk)",
+        "moody: timeout: no answer within 0.4 s (with its call)",
     }
 
 
@@ -306,7 +312,7 @@ def test_a_process_that_died_between_batches_costs_nothing(plugin):
 
 def test_several_processes_share_a_batch(plugin):
     with RewardPool(config(plugin, "pid", num_processes=2)) as rewards:
-        scores = score(rewards, ["x"] * 4)
+        scores = rewards.score(groups_of(["x"] * 9, ["x"] * 9))
         assert sorted(set(scores.reward.tolist())) == sorted(map(float, process_ids(rewards)))
         assert len(process_ids(rewards)) == 2
         # Each leads a session: Ctrl-C in the terminal of the run does not reach it.
@@ -328,7 +334,7 @@ def test_functions_are_weighed_and_one_that_fails_excludes_the_sample(plugin):
 def test_verl_s_signature_works_as_it_is(plugin):
     rows = [{"data_source": "d", "reward_model": {"ground_truth": truth}} for truth in ("4", "5")]
     with RewardPool(config(plugin, "compute_score")) as rewards:
-        assert rewards.score(["p"] * 2, ["4", "4"], rows).reward.tolist() == [1.0, 0.0]
+        assert rewards.score([[Scorable("p", "4", row) for row in rows]]).reward.tolist() == [1.0, 0.0]
 
 
 def test_a_step_wise_function_receives_step_maps(plugin):
@@ -336,7 +342,8 @@ def test_a_step_wise_function_receives_step_maps(plugin):
     records = [{"completion_ids": np.arange(3), "step_map": step_map} for step_map in maps]
     with RewardPool(config(plugin, "stepwise")) as rewards:
         assert rewards.check([Prompt(0, "p", "p", ())]) == {"stepwise": []}
-        assert rewards.score(["p"] * 2, ["x"] * 2, [{}] * 2, records).reward.tolist() == [2.0, 4.0]
+        group = [Scorable("p", "x", trajectory=record) for record in records]
+        assert rewards.score([group]).reward.tolist() == [2.0, 4.0]
 
 
 def test_a_dotted_name_and_an_entry_point_are_found_by_the_process_too(plugin, monkeypatch):
@@ -358,17 +365,15 @@ def test_a_module_of_the_standard_library_cannot_be_hidden_by_the_working_direct
 def test_columns_that_some_rows_lack_are_none_there(plugin):
     (plugin.parent / "see.py").write_text("def see(completions, c): return [float(v is None) for v in c]\n")
     with RewardPool(RewardConfig(functions=[str(plugin.parent / "see.py")])) as rewards:
-        assert rewards.score(["p"] * 2, ["x"] * 2, [{"c": 1}, {}]).reward.tolist() == [0.0, 1.0]
+        assert rewards.score([[Scorable("p", "x", {"c": 1}), Scorable("p", "x")]]).reward.tolist() == [
+            0.0,
+            1.0,
+        ]
 
 
 def test_an_empty_batch_has_no_scores(plugin):
     with RewardPool(config(plugin, "moody")) as rewards:
         assert len(score(rewards, []).reward) == 0
-
-
-def test_arguments_of_different_lengths_are_refused(plugin):
-    with RewardPool(config(plugin, "moody")) as rewards, pytest.raises(ValueError, match="differ in length"):
-        rewards.score(["p"], ["a", "b"], [{}, {}])
 
 
 def test_check_scores_the_reference_answers():
@@ -449,9 +454,10 @@ def test_reward_processes_die_with_a_killed_parent(plugin):
     program = (
         "import sys\n"
         "from rl4dlm.recipe.sections import RewardConfig\n"
+        "from rl4dlm.reward.batch import Scorable\n"
         "from rl4dlm.reward.pool import RewardPool\n"
         "rewards = RewardPool(RewardConfig(functions=[sys.argv[1]], timeout_s=60))\n"
-        "rewards.score(['p'], ['x'], [{}])\n"
+        "rewards.score([[Scorable('p', 'x')]])\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program, f"{plugin}:hang_noted"])
     try:

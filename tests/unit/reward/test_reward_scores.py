@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from rl4dlm.recipe.sections import RewardConfig
-from rl4dlm.reward.scores import Outcome, combine, merge, num_not_applicable, too_many_failures
+from rl4dlm.reward.scores import Outcome, combine, matters_of, num_not_applicable, too_many_failures
 
 NAN = float("nan")
 
 
 def two_functions() -> list[Outcome]:
     """Samples: both score; the second says None; both say None; the first fails."""
-    first = Outcome("a", values={0: 1.0, 1: 2.0, 2: None}, metrics=[("m", 1.0), ("m", 3.0)])
+    first = Outcome("a", values={0: 1.0, 1: 2.0, 2: None}, metrics=[("m", 1.0, 2), ("m", 3.0, 2)])
     first.fail(3, "timeout", "no answer within 5 s")
     second = Outcome("b", values={0: 10.0, 1: None, 2: None, 3: 20.0})
     return [first, second]
@@ -72,15 +72,17 @@ def test_no_samples_are_no_failure():
     assert too_many_failures(combine(0, {"a": 1.0}, []), RewardConfig(functions=["sort"])) is None
 
 
-def test_merging_the_parts_of_workers_gives_the_whole():
+def test_outcomes_of_parts_are_those_of_the_whole_once_their_rows_are_shifted():
     whole = combine(4, {"a": 1.0, "b": 0.5}, two_functions())
-    left = combine(
-        1, {"a": 1.0, "b": 0.5}, [Outcome("a", {0: 1.0}, metrics=[("m", 1.0)]), Outcome("b", {0: 10.0})]
-    )
-    rest = Outcome("a", {0: 2.0, 1: None}, metrics=[("m", 3.0)])
+    rest = Outcome("a", values={0: 2.0, 1: None}, metrics=[("m", 3.0, 3)], extra={"note": {1: "n"}})
     rest.fail(2, "timeout", "no answer within 5 s")
-    right = combine(3, {"a": 1.0, "b": 0.5}, [rest, Outcome("b", {0: None, 1: None, 2: 20.0})])
-    merged = merge([left, right])
+    parts = [
+        Outcome("a", values={0: 1.0}, metrics=[("m", 1.0, 1)]),
+        Outcome("b", values={0: 10.0}),
+        rest.shifted(1),
+        Outcome("b", values={0: None, 1: None, 2: 20.0}).shifted(1),
+    ]
+    merged = combine(4, {"a": 1.0, "b": 0.5}, parts)
     np.testing.assert_array_equal(merged.reward, whole.reward)
     np.testing.assert_array_equal(merged.components["b"], whole.components["b"])
     np.testing.assert_array_equal(merged.failed, whole.failed)
@@ -88,3 +90,19 @@ def test_merging_the_parts_of_workers_gives_the_whole():
     assert merged.kinds == whole.kinds == {3: "timeout"}
     # Weighted by samples: (1 * 1.0 + 3 * 3.0) / 4.
     assert merged.logged == {"m": 2.5}
+    assert merged.extra == {"note": (None, None, "n", None)}
+
+
+def test_a_matter_is_one_whatever_its_numbers_are():
+    outcomes = [Outcome("a", values={0: 1.0}) for _ in range(2)]
+    for count, outcome in enumerate(outcomes):
+        outcome.warn("wrong_length in a call", f"returned {count} rewards")
+    matters = matters_of(combine(1, {"a": 1.0}, outcomes))
+    assert list(matters) == ["a: wrong_length in a call"]
+
+
+def test_what_the_functions_declare_travels_with_the_scores():
+    scores = combine(
+        1, {"a": 1.0, "b": 1.0}, [Outcome("a", (0.0, 1.0), {0: 1.0}), Outcome("b", None, {0: 3.0})]
+    )
+    assert scores.bounds == {"a": (0.0, 1.0)}

@@ -125,7 +125,7 @@ def test_a_step_wise_function_is_tried_on_the_trajectories_of_its_examples(tmp_p
     report = selftest(str(file))
     assert report.passed, failed(report)
     file.write_text(f"{body}EXAMPLES = {[{'prompt': 'p', 'completion': '2', 'columns': {}}]!r}\n")
-    with pytest.raises(PluginError, match=r"(?s)an example has none.*Fix: give each of EXAMPLES"):
+    with pytest.raises(PluginError, match=r"(?s)an example has not.*Fix: give each of EXAMPLES"):
         selftest(str(file))
 
 

@@ -71,9 +71,10 @@ def test_an_evaluation_prints_its_shares_and_a_table_of_samples(tmp_path: Path, 
         sample(0, completion="999999", uid=1, reward=math.nan, rewards={"sort": math.nan}, correct=False),
     ]
     with open_tracker(tmp_path, console=console) as tracker:
-        tracker.evaluation(0, {"eval/greedy_accuracy": 0.5, "eval/greedy_accuracy_ci95": 0.125}, rows)
+        ends = {"eval/greedy_accuracy_ci95_low": 0.375, "eval/greedy_accuracy_ci95_high": 0.6126}
+        tracker.evaluation(0, {"eval/greedy_accuracy": 0.5} | ends, rows)
     shown = printed(console)
-    assert "evaluation before training: greedy accuracy 50.0 % +- 12.5 %" in shown
+    assert "evaluation before training: greedy accuracy 50.0 % (37.5 to 61.3)" in shown
     assert re.search(r"244778\s*.\s*1 .\s*1 .\s*0.5 .\s*yes", shown)
     assert re.search(r"999999\s*.\s*- .\s*- .\s*- .\s*no", shown)
 
@@ -131,6 +132,25 @@ def test_visible_keeps_ordinary_text_of_any_language_and_counts_what_it_cuts() -
 )
 def test_values_are_written_for_people(name: str, value: float, expected: str) -> None:
     assert names.format_value(name, value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "low", "high", "expected"),
+    [
+        ("eval/greedy_accuracy", 0.0, 0.0, 0.329, "0.0 % (0.0 to 32.9)"),
+        ("eval/pass@4", 0.34, 0.285, 0.4, "34.0 % (28.5 to 40.0)"),
+        ("eval/greedy_reward", 41.5, 38.25, 44.75, "41.5 (38.25 to 44.75)"),
+        ("eval/elbo", -2.93, -3.1, -2.76, "-2.93 (-3.1 to -2.76)"),
+        ("eval/elbo", -2.93, math.nan, -2.76, "-2.93"),
+    ],
+)
+def test_a_figure_stands_before_the_ends_of_its_interval(
+    name: str, value: float, low: float, high: float, expected: str
+) -> None:
+    metrics = {name: value, name + names.LOW: low, name + names.HIGH: high}
+    assert names.format_measured(name, metrics) == expected
+    assert names.headline_names(metrics) == [name]
+    assert names.format_measured(name, {name: value}) == expected.partition(" (")[0]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,25 @@ def test_updates_without_scored_groups_are_not_counted() -> None:
     assert text is not None and "between 0.25 and 0.5" in text
 
 
+def test_a_run_whose_rewards_all_say_none_says_so_too(tmp_path: Path) -> None:
+    with open_tracker(tmp_path, total=4) as tracker:
+        for update in range(1, 5):
+            tracker.log(update, {"reward/not_applicable": 8.0, "reward/excluded": 8.0})
+    (text,) = warnings(tmp_path)
+    assert "in the first 4 updates every reward function said None" in text and "data.answer_column" in text
+
+
+def test_a_reward_that_applies_now_and_then_is_enough_to_learn_from() -> None:
+    dog = NothingToLearn(window=2)
+    assert dog.observe(math.nan, not_applicable=8) is None
+    assert dog.observe(0.5, 0.25, not_applicable=2) is None
+    assert dog.observe(math.nan, not_applicable=8) is None
+    mixed = NothingToLearn(window=2)
+    assert mixed.observe(math.nan, not_applicable=8) is None
+    text = mixed.observe(1.0, 0.5)
+    assert text is not None and "every group had one and the same reward (every reward was 0.5)" in text
+
+
 def test_metrics_without_the_share_do_not_wake_the_watchdog(tmp_path: Path) -> None:
     with open_tracker(tmp_path, total=100) as tracker:
         for update in range(1, 15):
