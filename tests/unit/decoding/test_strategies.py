@@ -239,3 +239,24 @@ def test_a_drawn_order_follows_the_softmax_of_the_scores() -> None:
     first = (decision.picked % 2 == 0).double().mean().item()
     assert abs(first - share) < 5 * (share * (1 - share) / rows) ** 0.5
     assert set(decision.score.tolist()) == {logits[0, 0].exp().item(), logits[1, 0].exp().item()}
+
+
+def test_sabers_first_step_hides_the_least_confident_of_what_it_committed() -> None:
+    # Nothing was committed before, so the schedule's two are: .9 and .8. One of them is hidden again; in a
+    # first step confidences gain on 0, so it is the one of .8, and the one at the left stays.
+    confidence = torch.tensor([0.9, 0.6, 0.8, 0.7])
+    logits = torch.stack([confidence, 1 - confidence], dim=1).log()
+    sampler = spec("saber", 0.0)
+    state = {
+        name: torch.zeros(1, *shape, dtype=dtype)
+        for name, (shape, dtype) in STRATEGIES["saber"].state(sampler, 2).items()
+    }
+    decision = decide(sampler, replace(one_step(logits, count=2), state=state))
+    assert decision.picked.tolist() == [0]
+    # Later .8 gained 0 on the step before, .9 gained .5: the former is hidden.
+    state |= {"was_seen": torch.ones(1, 4, dtype=torch.bool), "before": torch.tensor([[0.4, 0.6, 0.8, 0.7]])}
+    later = replace(one_step(logits, count=2), state=state, step=torch.tensor([3]))
+    assert decide(sampler, later).picked.tolist() == [0]
+    # Where .9 gained nothing and .8 gained .5 it is the other way round.
+    state["before"] = torch.tensor([[0.9, 0.6, 0.3, 0.7]])
+    assert decide(sampler, replace(later, state=state)).picked.tolist() == [2]
