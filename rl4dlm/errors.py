@@ -35,6 +35,10 @@ class ModelError(UserError):
     """A model folder, its configuration, its tensors or its tokenizer are wrong."""
 
 
+class ModelWarning(UserWarning):
+    """A model folder leaves something unsaid, or says what rl4dlm does not know; it can be used."""
+
+
 class PluginError(UserError):
     """A plug-in (a reward function, a method) cannot be found, imported or called."""
 

@@ -37,7 +37,7 @@ from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.models import build_char_tokenizer, create, encode
 from rl4dlm.models import denoiser as as_denoiser
 from rl4dlm.models.llada import LLaDA, initialise_llada
-from rl4dlm.models.llada_config import LLaDAConfig
+from rl4dlm.models.network_config import made_config
 from rl4dlm.recipe.objectives import RandomMaskObjective
 from rl4dlm.recipe.sections import ModelInit, SortTask
 from rl4dlm.rollout import Engine, Graphs, Request
@@ -150,13 +150,12 @@ class Clock:
 
 def random_model(shape: Shape, *, device: str = "cpu", length: int = 2048) -> Denoiser:
     """A random network of a shape: float32 on the CPU, bfloat16 on a GPU."""
-    config = LLaDAConfig(
+    init = ModelInit(
         d_model=shape.width, n_layers=shape.layers, n_heads=shape.heads, n_kv_heads=shape.kv_heads,
-        mlp_hidden_size=shape.mlp, max_sequence_length=length, vocab_size=shape.vocab,
-        embedding_size=shape.vocab, rms_norm_eps=1e-5, rope_theta=500_000.0, weight_tying=False,
-        mask_token_id=shape.vocab + MASK, eos_token_id=shape.vocab + EOS, pad_token_id=shape.vocab + PAD,
-        published={},
+        mlp_hidden_size=shape.mlp, max_sequence_length=length, rope_theta=500_000.0,
     )  # fmt: skip
+    mask, eos, pad = shape.vocab + MASK, shape.vocab + EOS, shape.vocab + PAD
+    config = made_config("llada", init, vocab_size=shape.vocab, mask_id=mask, eos_id=eos, pad_id=pad)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with torch.device("meta"):
         network = LLaDA(config).to(dtype)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from rl4dlm.models.card import model_card
 from rl4dlm.models.decoder import Decoder
-from rl4dlm.models.decoder_config import DecoderConfig
 from rl4dlm.models.families import FAMILIES, parameter_count
 from rl4dlm.models.hub import push, require_pushable
 from rl4dlm.models.llada import LLaDA
-from rl4dlm.models.llada_config import LLaDAConfig
 from rl4dlm.models.loading import (
     LoadedModel,
     ModelFacts,
@@ -33,6 +31,7 @@ from rl4dlm.models.lora import (
     save_adapter,
     trainable_state,
 )
+from rl4dlm.models.network_config import NetworkConfig
 from rl4dlm.models.quantise import require_quantisable
 from rl4dlm.models.saving import save
 from rl4dlm.models.tokenizers import CHAT_TEMPLATE, build_bpe_tokenizer, build_char_tokenizer, encode
@@ -51,11 +50,10 @@ __all__ = [
     "CHAT_TEMPLATE",
     "FAMILIES",
     "Decoder",
-    "DecoderConfig",
     "LLaDA",
-    "LLaDAConfig",
     "LoadedModel",
     "ModelFacts",
+    "NetworkConfig",
     "UnmaskNet",
     "UnmaskNetConfig",
     "ValueModel",

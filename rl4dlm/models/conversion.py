@@ -1,6 +1,6 @@
 """An autoregressive checkpoint opened as a diffusion model: a mask token, and a row of the embedding for it.
 
-Source: the conversions of dllm (A2D) and Efficient-DLM, arXiv:2512.14067 (specs: models 10): the weights stay
+Source: the conversions of dllm (A2D) and Efficient-DLM, arXiv:2512.14067: the weights stay
 as they are, the attention is no longer causal, and logits are not shifted. The mask's row starts as the mean
 of the tokens' rows, which neither source states.
 """
@@ -14,16 +14,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rl4dlm.models.decoder_config import convert_config
+from rl4dlm.models.network_config import convert_config
 
 MASK_TOKEN = "<|mask|>"
 _MATRICES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
-def add_mask_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer a mask token, after all its other tokens, unless it declares one."""
-    if tokenizer.mask_token is None:
-        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+def add_mask_token(tokenizer: PreTrainedTokenizerBase, token: str | None = None) -> None:
+    """Give the tokenizer a mask token, after all its other tokens, unless it declares one.
+
+    Args:
+        token: the mask in place of the declared one; a token that it has already keeps its id.
+    """
+    if token is not None or tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": token or MASK_TOKEN})
 
 
 def converted(
@@ -39,15 +43,17 @@ def stored_shapes(shapes: Mapping[str, tuple[int, ...]], rows: int) -> dict[str,
 
 
 @torch.no_grad()
-def convert_tensor(name: str, tensor: Tensor, *, rows: int, mask_id: int) -> Tensor:
-    """A matrix over the vocabulary grows to `rows`; the mask's row becomes the mean of those before it.
+def convert_tensor(name: str, tensor: Tensor, *, rows: int, mask_id: int, fresh: bool) -> Tensor:
+    """A matrix over the vocabulary grows to `rows`; a mask's row that was never trained becomes the mean of
+    those before it.
 
     Args:
         name, tensor: of the autoregressive model; other tensors come back as they are.
         rows: of the converted model.
         mask_id: the mask's row.
+        fresh: the checkpoint is autoregressive, so that the row is not the mask's even where it is there.
     """
-    if name not in _MATRICES:
+    if name not in _MATRICES or (not fresh and mask_id < tensor.shape[0]):
         return tensor
     mean = tensor[:mask_id].float().mean(dim=0).to(tensor.dtype)
     grown = torch.cat((tensor, mean.expand(rows - tensor.shape[0], -1)))

@@ -18,17 +18,17 @@ from torch.utils.checkpoint import checkpoint
 
 from rl4dlm.models.attention import ATTENTION_NAME, transformers_attention
 from rl4dlm.models.base import FamilyModel
-from rl4dlm.models.decoder_config import DecoderConfig
 from rl4dlm.models.llada import RMSNorm
 from rl4dlm.models.llada2 import LLaDA2Layer
 from rl4dlm.models.moe import SparseMLP
+from rl4dlm.models.network_config import NetworkConfig
 from rl4dlm.models.scoring import OutputHead
 from rl4dlm.types import KeyValueStore
 
 _LAYERS = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
 
 
-def inverse_frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
+def inverse_frequencies(config: NetworkConfig) -> tuple[Tensor, float]:
     """Rotary frequencies `theta^(-2j / rotary_dim)`, or what a scaling rule makes of them.
 
     Returns:
@@ -46,7 +46,7 @@ def inverse_frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
     return frequencies.float(), float(factor)
 
 
-def published_config(config: DecoderConfig) -> Any:
+def published_config(config: NetworkConfig) -> Any:
     """transformers' configuration of the same network, with our attention, which reads bool masks."""
     from transformers import AttentionInterface, AutoConfig
 
@@ -71,7 +71,7 @@ def published_config(config: DecoderConfig) -> Any:
     return published
 
 
-def _layers(config: DecoderConfig) -> nn.ModuleList:
+def _layers(config: NetworkConfig) -> nn.ModuleList:
     if config.backbone == "llada2":
         return nn.ModuleList(LLaDA2Layer(config, index) for index in range(config.num_hidden_layers))
     module = importlib.import_module(f"transformers.models.{config.backbone}.modeling_{config.backbone}")
@@ -87,7 +87,7 @@ def _layers(config: DecoderConfig) -> nn.ModuleList:
 class DecoderBackbone(nn.Module):
     """Embedding and layers; the final norm lies in the same published container but runs later."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
@@ -130,7 +130,7 @@ class DecoderBackbone(nn.Module):
 class Decoder(FamilyModel):
     """A model of one of these families with the call of `rl4dlm.types.Denoiser`."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.model = DecoderBackbone(config)

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rl4dlm.models.attention import attend
 from rl4dlm.models.base import ExactBuffers, FamilyModel
-from rl4dlm.models.dit_config import DiTConfig
 from rl4dlm.models.llada import rotary_tables, rotate
+from rl4dlm.models.network_config import NetworkConfig
 from rl4dlm.models.scoring import OutputHead
 from rl4dlm.types import KeyValueStore
 
@@ -66,10 +66,10 @@ class TimeEmbedding(nn.Module):
 class DiTBlock(nn.Module):
     """Attention and MLP, each after a norm that the condition modulates, if there is one."""
 
-    def __init__(self, config: DiTConfig, index: int) -> None:
+    def __init__(self, config: NetworkConfig, index: int) -> None:
         super().__init__()
-        width = config.hidden_dim
-        self.num_heads, self.index = config.n_heads, index
+        width = config.hidden_size
+        self.num_heads, self.index = config.num_attention_heads, index
         self.norm1 = LayerNorm(width)
         self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
         self.attn_out = nn.Linear(width, width, bias=False)
@@ -109,12 +109,12 @@ class DiTBlock(nn.Module):
 class FinalLayer(nn.Module):
     """The last norm, modulated, and the projection to the vocabulary."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.norm_final = LayerNorm(config.hidden_dim)
-        self.linear: OutputHead | None = OutputHead(config.hidden_dim, config.vocab_size, bias=True)
+        self.norm_final = LayerNorm(config.hidden_size)
+        self.linear: OutputHead | None = OutputHead(config.hidden_size, config.vocab_size, bias=True)
         if config.adaln:
-            self.adaLN_modulation = nn.Linear(config.cond_dim, 2 * config.hidden_dim)
+            self.adaLN_modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """What the projection reads."""
@@ -136,15 +136,15 @@ class _Rotary(ExactBuffers):
 class DiTBackbone(nn.Module):
     """The network under the name that the published wrapper gives it."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
-        self.vocab_embed = TokenEmbedding(config.vocab_size, config.hidden_dim)
+        self.vocab_embed = TokenEmbedding(config.vocab_size, config.hidden_size)
         if config.adaln:
             self.sigma_map = TimeEmbedding(config.cond_dim)
         self.rotary_emb = _Rotary(config.head_dim)
-        self.blocks = nn.ModuleList(DiTBlock(config, index) for index in range(config.n_blocks))
+        self.blocks = nn.ModuleList(DiTBlock(config, index) for index in range(config.num_hidden_layers))
         self.output_layer = FinalLayer(config)
 
     def forward(
@@ -170,7 +170,7 @@ class DiTBackbone(nn.Module):
 class DiT(FamilyModel):
     """MDLM or BD3-LM with the call of `rl4dlm.types.Denoiser`."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = DiTBackbone(config)

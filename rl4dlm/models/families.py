@@ -11,34 +11,9 @@ from torch import Tensor, nn
 
 from rl4dlm.errors import ModelError
 from rl4dlm.models.decoder import Decoder, initialise_decoder
-from rl4dlm.models.decoder_config import (
-    ARCHITECTURES,
-    MARK,
-    DecoderConfig,
-    a2d_config_for,
-    dream_config_for,
-    llada2_config_for,
-    llada_moe_config_for,
-    read_a2d_config,
-    read_dream_config,
-    read_llada2_config,
-    read_llada_moe_config,
-    read_sdar_config,
-    sdar_config_for,
-)
 from rl4dlm.models.dit import DiT, initialise_dit
-from rl4dlm.models.dit_config import (
-    DiTConfig,
-    bd3lm_config_for,
-    mdlm_config_for,
-    read_bd3lm_config,
-    read_mdlm_config,
-)
 from rl4dlm.models.llada import LLaDA, initialise_llada
-from rl4dlm.models.llada_config import LLaDAConfig, llada_config_for, read_llada_config
-
-Config = LLaDAConfig | DecoderConfig | DiTConfig
-"""What a family's reader returns: sizes and special ids under their usual Hugging Face names."""
+from rl4dlm.models.network_config import ARCHITECTURES, MARK, NetworkConfig, read_config
 
 
 @dataclass(frozen=True)
@@ -53,10 +28,7 @@ class Family:
     """Class name that published code loads the weights with; None: what the folder's config.json says."""
     published_code: str | None
     """Hub repository with that class, for `auto_map` entries that name a file without its repository."""
-    read_config: Callable[[Mapping[str, Any], str], Config]
-    config_for: Callable[..., Config]
-    """From a recipe's `model.init` and the tokenizer's ids."""
-    build: Callable[[Config], nn.Module]
+    build: Callable[[NetworkConfig], nn.Module]
     initialise: Callable[[Any, torch.Generator], None]
     lora_targets: str
     """Regular expression on whole module paths; never matches the output head."""
@@ -64,9 +36,17 @@ class Family:
     """Spellings of the mask token, where a tokenizer has it without declaring it."""
     stop_tokens: tuple[str, ...]
     """Tokens that end the text besides end-of-text, where the vocabulary has them."""
+    mask_id: int | None = None
+    """Of the released models, for a folder where neither config.json nor the tokenizer says it."""
+    eos_id: int | None = None
+    """Likewise."""
     tokenizer_class: str | None = None
     """Class of transformers that makes the tokenizer of vocab.json and merges.txt, where no tokenizer.json
     is."""
+
+    def read_config(self, data: Mapping[str, Any], where: str) -> NetworkConfig:
+        """See `rl4dlm.models.network_config.read_config`."""
+        return read_config(self.name, data, where)
 
 
 _DECODER_TARGETS = r".*\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -81,8 +61,6 @@ FAMILIES: dict[str, Family] = {
             model_types=("llada",),
             architecture="LLaDAModelLM",
             published_code="GSAI-ML/LLaDA-8B-Instruct",
-            read_config=read_llada_config,
-            config_for=llada_config_for,
             build=LLaDA,
             initialise=initialise_llada,
             lora_targets=(
@@ -90,27 +68,27 @@ FAMILIES: dict[str, Family] = {
             ),
             mask_tokens=("<|mdm_mask|>",),
             stop_tokens=("<|eot_id|>",),
+            mask_id=126336,
+            eos_id=126081,
         ),
         Family(
             name="llada_moe",
             model_types=("llada_moe", "lladamoe"),
             architecture=None,
             published_code="inclusionAI/LLaDA-MoE-7B-A1B-Instruct",
-            read_config=read_llada_moe_config,
-            config_for=llada_moe_config_for,
             build=Decoder,
             initialise=initialise_decoder,
             lora_targets=r".*self_attn\.(q|k|v|o)_proj",
             mask_tokens=("<|mask|>",),
             stop_tokens=("<|role_end|>",),
+            mask_id=156895,
+            eos_id=156892,
         ),
         Family(
             name="llada2",
-            model_types=("llada2_moe",),
+            model_types=("llada2_moe", "llada21_moe"),
             architecture="LLaDA2MoeModelLM",
             published_code="inclusionAI/LLaDA2.0-mini",
-            read_config=read_llada2_config,
-            config_for=llada2_config_for,
             build=Decoder,
             initialise=initialise_decoder,
             lora_targets=(
@@ -119,19 +97,21 @@ FAMILIES: dict[str, Family] = {
             ),
             mask_tokens=("<|mask|>",),
             stop_tokens=("<|role_end|>",),
+            mask_id=156895,
+            eos_id=156892,
         ),
         Family(
             name="dream",
-            model_types=("Dream",),
+            model_types=("Dream", "dream"),
             architecture="DreamModel",
             published_code="Dream-org/Dream-v0-Instruct-7B",
-            read_config=read_dream_config,
-            config_for=dream_config_for,
             build=Decoder,
             initialise=initialise_decoder,
             lora_targets=_DECODER_TARGETS,
             mask_tokens=("<|mask|>",),
             stop_tokens=_QWEN_STOPS,
+            mask_id=151666,
+            eos_id=151643,
             tokenizer_class="Qwen2Tokenizer",
         ),
         Family(
@@ -139,13 +119,13 @@ FAMILIES: dict[str, Family] = {
             model_types=("sdar", "sdar_moe"),
             architecture=None,
             published_code="JetLM/SDAR-8B-Chat",
-            read_config=read_sdar_config,
-            config_for=sdar_config_for,
             build=Decoder,
             initialise=initialise_decoder,
             lora_targets=_DECODER_TARGETS,
             mask_tokens=("<|MASK|>", "<MASK>"),
             stop_tokens=_QWEN_STOPS,
+            mask_id=151669,
+            eos_id=151643,
             tokenizer_class="Qwen2Tokenizer",
         ),
         Family(
@@ -153,8 +133,6 @@ FAMILIES: dict[str, Family] = {
             model_types=("qwen2", "qwen3", "llama", "a2d-qwen2", "a2d-qwen3", "a2d-llama"),
             architecture=None,
             published_code=None,
-            read_config=read_a2d_config,
-            config_for=a2d_config_for,
             build=Decoder,
             initialise=initialise_decoder,
             lora_targets=_DECODER_TARGETS,
@@ -167,8 +145,6 @@ FAMILIES: dict[str, Family] = {
             model_types=("mdlm",),
             architecture="MDLM",
             published_code="kuleshov-group/mdlm-owt",
-            read_config=read_mdlm_config,
-            config_for=mdlm_config_for,
             build=DiT,
             initialise=initialise_dit,
             lora_targets=_DIT_TARGETS,
@@ -181,8 +157,6 @@ FAMILIES: dict[str, Family] = {
             model_types=("bd3lm",),
             architecture="BD3LM",
             published_code="kuleshov-group/bd3lm-owt-block_size4",
-            read_config=read_bd3lm_config,
-            config_for=bd3lm_config_for,
             build=DiT,
             initialise=initialise_dit,
             lora_targets=_DIT_TARGETS,
@@ -209,7 +183,7 @@ def find_family(data: Mapping[str, Any], family: str, where: str) -> Family:
     """
     model_type = data.get("model_type")
     found = _BY_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
-    if found is FAMILIES["llada"] and "num_experts" in data:
+    if found is FAMILIES["llada"] and data.get("num_experts"):
         found = FAMILIES["llada_moe"]  # published under LLaDA's own model_type
     if found is None:
         known = ", ".join(sorted(FAMILIES))
@@ -235,13 +209,13 @@ def is_autoregressive(data: Mapping[str, Any]) -> bool:
     return data.get("model_type") in ARCHITECTURES and MARK not in data
 
 
-def skeleton(family: Family, config: Config) -> nn.Module:
+def skeleton(family: Family, config: NetworkConfig) -> nn.Module:
     """The network without storage."""
     with torch.device("meta"):
         return family.build(config)
 
 
-def parameter_shapes(family: Family, config: Config) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(family: Family, config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Published names and shapes of what is trained; a tied head has no entry."""
     module = skeleton(family, config)
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
@@ -253,7 +227,7 @@ def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if name in stored}
 
 
-def tensor_shapes(family: Family, config: Config) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(family: Family, config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Published names and shapes of all tensors that a checkpoint holds."""
     module = skeleton(family, config)
     tensors = {**dict(module.named_parameters()), **stored_buffers(module)}

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rl4dlm.models.attention import attend
 from rl4dlm.models.base import FamilyModel
-from rl4dlm.models.llada_config import LLaDAConfig
+from rl4dlm.models.network_config import NetworkConfig
 from rl4dlm.models.scoring import OutputHead
 from rl4dlm.types import KeyValueStore
 
@@ -64,20 +64,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class LLaDABlock(nn.Module):
     """One pre-norm layer: bidirectional attention, then a SwiGLU MLP. Module names are the published ones."""
 
-    def __init__(self, config: LLaDAConfig, layer: int) -> None:
+    def __init__(self, config: NetworkConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        width, kv_width = config.d_model, config.n_kv_heads * config.head_dim
-        self.num_heads, self.num_kv_heads = config.n_heads, config.n_kv_heads
+        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.attn_norm = RMSNorm(width, config.rms_norm_eps)
         self.q_proj = nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, kv_width, bias=False)
         self.v_proj = nn.Linear(width, kv_width, bias=False)
         self.attn_out = nn.Linear(width, width, bias=False)
         self.ff_norm = RMSNorm(width, config.rms_norm_eps)
-        self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)  # the gate
-        self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
-        self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
+        self.ff_proj = nn.Linear(width, config.intermediate_size, bias=False)  # the gate
+        self.up_proj = nn.Linear(width, config.intermediate_size, bias=False)
+        self.ff_out = nn.Linear(config.intermediate_size, width, bias=False)
 
     def forward(
         self,
@@ -111,16 +111,16 @@ class LLaDABlock(nn.Module):
 class LLaDABackbone(nn.Module):
     """Embedding and blocks. The final norm and the head lie in the same published container but run later."""
 
-    def __init__(self, config: LLaDAConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
         self.transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config.embedding_size, config.d_model),
-                "blocks": nn.ModuleList(LLaDABlock(config, i) for i in range(config.n_layers)),
-                "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
-                "ff_out": OutputHead(config.d_model, config.embedding_size),
+                "wte": nn.Embedding(config.vocab_size, config.hidden_size),
+                "blocks": nn.ModuleList(LLaDABlock(config, i) for i in range(config.num_hidden_layers)),
+                "ln_f": RMSNorm(config.hidden_size, config.rms_norm_eps),
+                "ff_out": OutputHead(config.hidden_size, config.vocab_size),
             }
         )
 
@@ -132,7 +132,7 @@ class LLaDABackbone(nn.Module):
         cache: KeyValueStore | None = None,
     ) -> Tensor:
         """The residual stream after the last block, before the final norm: `[rows, length, hidden]`."""
-        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope["rope_theta"])
         x = self.transformer["wte"](input_ids)
         recompute = self.recompute and torch.is_grad_enabled()
         for block in self.transformer["blocks"]:
@@ -149,7 +149,7 @@ class LLaDA(FamilyModel):
     Not covered: dropout (the published value is 0); gradients through a key-value cache.
     """
 
-    def __init__(self, config: LLaDAConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.model = LLaDABackbone(config)
@@ -173,7 +173,7 @@ class LLaDA(FamilyModel):
         self.model.recompute = recompute
 
     def tie_weights(self) -> None:
-        if self.config.weight_tying:
+        if self.config.tie_word_embeddings:
             self.model.transformer["ff_out"].weight = self.model.transformer["wte"].weight
 
 

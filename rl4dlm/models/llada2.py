@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from rl4dlm.models.attention import attend
-from rl4dlm.models.decoder_config import DecoderConfig
 from rl4dlm.models.llada import RMSNorm
 from rl4dlm.models.moe import GatedMLP, SparseMLP
+from rl4dlm.models.network_config import NetworkConfig
 from rl4dlm.types import KeyValueStore
 
 
 class LLaDA2Attention(nn.Module):
     """One matrix for queries, keys and values, rows in this order; norms per head before the rotation."""
 
-    def __init__(self, config: DecoderConfig, index: int) -> None:
+    def __init__(self, config: NetworkConfig, index: int) -> None:
         super().__init__()
         self.index = index
         self.heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
@@ -53,7 +53,7 @@ def _rotate_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class LLaDA2Layer(nn.Module):
     """A pre-norm layer, called as transformers' decoder layers are."""
 
-    def __init__(self, config: DecoderConfig, index: int) -> None:
+    def __init__(self, config: NetworkConfig, index: int) -> None:
         super().__init__()
         experts = config.experts
         assert experts is not None

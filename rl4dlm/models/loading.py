@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import ModelError
-from rl4dlm.models.families import FAMILIES, Config, Family
+from rl4dlm.models.families import FAMILIES, Family
 from rl4dlm.models.folders import find_folder, headers_of
-from rl4dlm.models.opening import open_folder
+from rl4dlm.models.network_config import NetworkConfig, made_config
+from rl4dlm.models.opening import OpenFolder, open_folder
 from rl4dlm.models.quantise import Quantization, assemble_quantised, projections, require_quantisable
 from rl4dlm.models.weights import read_headers
 from rl4dlm.recipe.sections import ModelConfig, ModelInit
@@ -76,6 +77,7 @@ def load(
     device: str = "cpu",
     trust_remote_code: bool = False,
     block_length: int | None = None,
+    mask_token: str | None = None,
     max_length: int | None = None,
     quantization: Quantization = "none",
     assemble: Assemble | None = None,
@@ -92,8 +94,9 @@ def load(
         dtype: of all parameters.
         device: where they go.
         trust_remote_code: let the tokenizer run code of the folder. The model itself never does.
-        block_length: of a checkpoint that is converted, None for full attention; of any other block-causal
-            model it must be what config.json says, or None.
+        block_length: where config.json does not say it; None for full attention of a converted checkpoint.
+        mask_token: the token, or its id in digits, that stands for a hidden position, where neither
+            config.json nor the tokenizer says it.
         max_length: tokens that positions must reach beyond those of config.json, by NTK-scaled rotary angles;
             None: as published.
         quantization: of the layers' projections, by bitsandbytes on a GPU; such a model cannot be saved.
@@ -108,13 +111,14 @@ def load(
         folder,
         family=family,
         block_length=block_length,
+        mask_token=mask_token,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
     )
     headers = read_headers(folder)
     opened.require_tensors(headers)
     tokenizer = opened.tokenizer()
-    spec = denoiser_spec(opened.kind, opened.config, tokenizer, str(folder))
+    spec = _spec_of(opened, tokenizer)
     reader = opened.reader(headers, device=device, dtype=dtype)
     if quantization != "none":
         assemble = assemble_quantised(quantization, device, dtype)
@@ -148,6 +152,7 @@ def inspect(
     family: str = "auto",
     trust_remote_code: bool = False,
     block_length: int | None = None,
+    mask_token: str | None = None,
     max_length: int | None = None,
 ) -> ModelFacts:
     """Facts about a model folder from config.json and file headers, with the same errors as `load`.
@@ -163,6 +168,7 @@ def inspect(
         folder,
         family=family,
         block_length=block_length,
+        mask_token=mask_token,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
     )
@@ -187,6 +193,7 @@ def load_tokenizer(
     family: str = "auto",
     trust_remote_code: bool = False,
     block_length: int | None = None,
+    mask_token: str | None = None,
     max_length: int | None = None,
 ) -> tuple[PreTrainedTokenizerBase, DenoiserSpec]:
     """Tokenizer and special ids of a model folder, checked against each other, without its weights.
@@ -199,11 +206,17 @@ def load_tokenizer(
         folder,
         family=family,
         block_length=block_length,
+        mask_token=mask_token,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
     )
     tokenizer = opened.tokenizer()
-    return tokenizer, denoiser_spec(opened.kind, opened.config, tokenizer, str(folder))
+    return tokenizer, _spec_of(opened, tokenizer)
+
+
+def _spec_of(opened: OpenFolder, tokenizer: PreTrainedTokenizerBase) -> DenoiserSpec:
+    named = opened.mask_is_named
+    return denoiser_spec(opened.kind, opened.config, tokenizer, str(opened.path), mask_is_named=named)
 
 
 def create(
@@ -230,7 +243,8 @@ def create(
         if getattr(tokenizer, f"{role}_token_id") is None:
             raise ModelError(f"the tokenizer has no {role} token. Fix: use one of rl4dlm.models.tokenizers.")
     kind = FAMILIES[family]
-    config = kind.config_for(
+    config = made_config(
+        family,
         init,
         vocab_size=len(tokenizer),
         mask_id=tokenizer.mask_token_id,
@@ -259,24 +273,33 @@ def denoiser(
 
 
 def denoiser_spec(
-    kind: Family, config: Config, tokenizer: PreTrainedTokenizerBase, where: str
+    kind: Family,
+    config: NetworkConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    where: str,
+    *,
+    mask_is_named: bool = False,
 ) -> DenoiserSpec:
     """The ids of a model, from its configuration and its tokenizer, which must agree.
 
     Forbidden are the mask and every row of the embedding matrix that no token of the tokenizer uses.
 
+    Args:
+        mask_is_named: the recipe says which token is the mask, whatever others the tokenizer has.
+
     Raises:
         ModelError: the mask tokens differ, or the tokenizer has ids beyond the embedding matrix.
     """
     vocab = tokenizer.get_vocab()
-    rows = config.embedding_size
+    rows = config.vocab_size
     if max(vocab.values()) >= rows:
         raise ModelError(
             f"{where}: the tokenizer has ids up to {max(vocab.values())}, but embedding_size = {rows}. "
             "Fix: use the tokenizer that was published with the weights."
         )
-    _require_mask_to_agree(kind, config, tokenizer, vocab, where)
-    stops = [config.eos_token_id, tokenizer.eos_token_id, *(vocab.get(token) for token in kind.stop_tokens)]
+    if not mask_is_named:
+        _require_mask_to_agree(kind, config, tokenizer, vocab, where)
+    stops = [*config.eos_token_ids, tokenizer.eos_token_id, *(vocab.get(token) for token in kind.stop_tokens)]
     unused = set(range(rows)).difference(vocab.values())
     return DenoiserSpec(
         mask_id=config.mask_token_id,
@@ -293,7 +316,7 @@ def denoiser_spec(
 
 
 def _require_mask_to_agree(
-    kind: Family, config: Config, tokenizer: PreTrainedTokenizerBase, vocab: dict[str, int], where: str
+    kind: Family, config: NetworkConfig, tokenizer: PreTrainedTokenizerBase, vocab: dict[str, int], where: str
 ) -> None:
     declared = tokenizer.mask_token
     for token in (*([declared] if declared else []), *kind.mask_tokens):
@@ -310,6 +333,7 @@ def options_of(model: ModelConfig) -> dict[str, Any]:
         "family": model.family,
         "trust_remote_code": model.trust_remote_code,
         "block_length": model.block_length,
+        "mask_token": model.mask_token,
         "max_length": model.max_length,
     }
 
@@ -327,7 +351,7 @@ def _facts(kind: Family, module: nn.Module, *, bytes_on_disk: int, dtype: torch.
         num_kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         mlp_size=config.active_mlp_width,
-        vocab_size=config.embedding_size,
+        vocab_size=config.vocab_size,
         max_length=config.max_position_embeddings,
         bytes_on_disk=bytes_on_disk,
         dtype=str(dtype).removeprefix("torch."),

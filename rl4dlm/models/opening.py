@@ -15,8 +15,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from rl4dlm.errors import ModelError
 from rl4dlm.models.conversion import add_mask_token, convert_tensor, converted, stored_shapes
-from rl4dlm.models.families import Config, Family, find_family, is_autoregressive, skeleton, stored_buffers
+from rl4dlm.models.families import Family, find_family, is_autoregressive, skeleton, stored_buffers
+from rl4dlm.models.fields import whole
+from rl4dlm.models.network_config import NetworkConfig
 from rl4dlm.models.rope import lengthened
+from rl4dlm.models.special_ids import Folder, complete
 from rl4dlm.models.tokenizers import SOURCE_CLASS
 from rl4dlm.models.weights import TensorHeader, TensorReader, read_json, require_same_tensors
 
@@ -30,12 +33,16 @@ class OpenFolder:
 
     path: Path
     kind: Family
-    config: Config
+    config: NetworkConfig
     trust_remote_code: bool = False
     tokenizer_to_convert: PreTrainedTokenizerBase | None = None
-    """Of an autoregressive checkpoint, with the mask token that it is given."""
+    """Of a checkpoint without a mask token, with the one that it is given."""
     stored_rows: int = 0
     """Rows of the matrices over the vocabulary in the files of a checkpoint that is converted."""
+    fresh: bool = False
+    """The checkpoint is autoregressive: the mask's row was never trained as such."""
+    mask_is_named: bool = False
+    """The recipe says which token is the mask."""
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -113,7 +120,8 @@ class OpenReader:
         config = self.folder.config
         if self.folder.tokenizer_to_convert is None:
             return tensor
-        return convert_tensor(name, tensor, rows=config.embedding_size, mask_id=config.mask_token_id)
+        rows, mask_id = config.vocab_size, config.mask_token_id
+        return convert_tensor(name, tensor, rows=rows, mask_id=mask_id, fresh=self.folder.fresh)
 
     def _require_equal(self, tensor: Tensor, alias: str) -> None:
         if not torch.equal(tensor, self.stored.read(alias)):
@@ -124,7 +132,13 @@ class OpenReader:
 
 
 def open_folder(
-    path: Path, *, family: str, block_length: int | None, max_length: int | None, trust_remote_code: bool
+    path: Path,
+    *,
+    family: str,
+    block_length: int | None,
+    mask_token: str | None,
+    max_length: int | None,
+    trust_remote_code: bool,
 ) -> OpenFolder:
     """Read what a folder says about its model; see `load` for the arguments.
 
@@ -136,17 +150,24 @@ def open_folder(
     kind = find_family(data, family, str(file))
     if is_autoregressive(data):
         tokenizer = read_tokenizer(path, kind, trust_remote_code)
-        add_mask_token(tokenizer)
+        add_mask_token(tokenizer, mask_token)
         config = kind.read_config(converted(data, tokenizer, block_length), str(file))
         config = lengthened(config, max_length, str(file))
-        return OpenFolder(path, kind, config, trust_remote_code, tokenizer, data["vocab_size"])
-    config = kind.read_config(data, str(file))
+        return OpenFolder(path, kind, config, trust_remote_code, tokenizer, data["vocab_size"], fresh=True)
+    folder = Folder(kind, file, data, lambda: read_tokenizer(path, kind, trust_remote_code))
+    complete(folder, block_length=block_length, mask_token=mask_token)
+    rows = whole(data.get("vocab_size")) or 0
+    if folder.tokenizer is not None:
+        folder.data["vocab_size"] = max(rows, len(folder.tokenizer))
+    config = kind.read_config(folder.data, str(file))
     if block_length not in (None, config.block_length):
         raise ModelError(
             f"{file}: the model's block length is {config.block_length}, and the recipe says "
             f"model.block_length = {block_length}. Fix: leave model.block_length out, or use another folder."
         )
-    return OpenFolder(path, kind, lengthened(config, max_length, str(file)), trust_remote_code)
+    config = lengthened(config, max_length, str(file))
+    named = mask_token is not None
+    return OpenFolder(path, kind, config, trust_remote_code, folder.tokenizer, rows, mask_is_named=named)
 
 
 def read_tokenizer(path: Path, kind: Family, trust_remote_code: bool) -> PreTrainedTokenizerBase:

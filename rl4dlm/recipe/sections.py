@@ -70,8 +70,12 @@ class ModelConfig(Config):
     Qwen2, Qwen3 or Llama checkpoint as a diffusion model (to be trained as one first)."""
 
     block_length: int | None = Field(None, gt=0)
-    """Tokens of a block, for families that attend in blocks: with `init`, and where an autoregressive
-    checkpoint is converted (`a2d`; None: full attention). Any other folder says it itself."""
+    """Tokens of a block, for families that attend in blocks: with `init`, where an autoregressive checkpoint
+    is converted (`a2d`; None: full attention), and where a folder's config.json does not say it."""
+
+    mask_token: str | None = None
+    """The token that stands for a hidden position, or its id in digits, for a folder where neither
+    config.json nor the tokenizer says it."""
 
     path: PathText | None = None
     """Local folder in Hugging Face layout (safetensors), or a hub name. Exactly one of `path` and `init`."""

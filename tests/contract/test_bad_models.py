@@ -91,7 +91,19 @@ DAMAGES = {
     ),
     "no block length": (
         lambda m: edit(m / "config.json", block_size=...),
-        ["config.json: required key 'block_size' is missing", "Fix: take the config.json"],
+        ["config.json: required key 'block_size' is missing", "Fix: set model.block_length"],
+    ),
+    "layers beyond reason": (
+        lambda m: edit(m / "config.json", num_hidden_layers=10**9),
+        ["num_hidden_layers = 1000000000 is more than the 1,024", "Fix: use a SDAR or TraDo checkpoint"],
+    ),
+    "width beyond reason": (
+        lambda m: edit(m / "config.json", hidden_size=10**12),
+        ["hidden_size = 1000000000000 is more than the 131,072", "Fix: use a SDAR or TraDo checkpoint"],
+    ),
+    "quantised": (
+        lambda m: edit(m / "config.json", quantization_config={"quant_method": "awq", "bits": 4}),
+        ["quantization_config = ", "is not supported: this implementation needs None", "Fix: use a SDAR"],
     ),
     "unknown positions": (
         lambda m: edit(m / "config.json", rope_scaling={"type": "longrope"}),

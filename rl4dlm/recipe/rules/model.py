@@ -44,6 +44,17 @@ def a_model_from_scratch_is_as_long_as_it_is_made(recipe: Recipe) -> Iterator[Fi
 
 
 @rule
+def a_model_from_scratch_has_its_own_mask(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.model.init is not None and recipe.model.mask_token is not None:
+        yield (
+            "model.mask_token",
+            f"model.mask_token = {recipe.model.mask_token} names the mask of a model that exists, and "
+            "model.init makes one with its own",
+            "leave it out",
+        )
+
+
+@rule
 def quantised_weights_stay_as_they_are(recipe: Recipe) -> Iterator[Finding]:
     quantization = recipe.model.quantization
     frozen = getattr(recipe, "algorithm", None) is not None and recipe.algorithm.freezes_model

@@ -4,13 +4,13 @@ import torch
 
 from rl4dlm.diffusion.blocks import BlockLayout, doubled_layout, prompt_tail, sequence_layout
 from rl4dlm.models.llada import LLaDA, initialise_llada
-from rl4dlm.models.llada_config import llada_config_for
+from rl4dlm.models.network_config import made_config
 from rl4dlm.recipe.sections import ModelInit
 
 
 def network() -> LLaDA:
     init = ModelInit(d_model=32, n_layers=2, n_heads=4, mlp_hidden_size=48, max_sequence_length=64)
-    module = LLaDA(llada_config_for(init, vocab_size=14, mask_id=12, eos_id=13, pad_id=13))
+    module = LLaDA(made_config("llada", init, vocab_size=14, mask_id=12, eos_id=13, pad_id=13))
     initialise_llada(module, torch.Generator().manual_seed(0))
     return module.eval()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rl4dlm.models.llada import LLaDA
-from rl4dlm.models.llada_config import llada_config_for, read_llada_config
+from rl4dlm.models.network_config import made_config, read_config
 from rl4dlm.recipe.sections import ModelInit
 
 INIT = ModelInit(d_model=32, n_layers=2, n_heads=4, mlp_hidden_size=48, max_sequence_length=64)
@@ -20,7 +20,7 @@ def published() -> Callable[..., dict[str, Any]]:
     """A config.json object with published fields; keyword arguments replace some of them."""
 
     def build(**changes: Any) -> dict[str, Any]:
-        config = llada_config_for(INIT, vocab_size=24, mask_id=20, eos_id=21, pad_id=21)
+        config = made_config("llada", INIT, vocab_size=24, mask_id=20, eos_id=21, pad_id=21)
         return {**config.to_dict(), **changes}
 
     return build
@@ -31,7 +31,7 @@ def tiny(published: Callable[..., dict[str, Any]]) -> Callable[..., LLaDA]:
     """A model with N(0, 0.2) matrices and U(0.5, 1.5) norms; mask 20 and rows 22, 23 are forbidden."""
 
     def build(seed: int = 0, **changes: Any) -> LLaDA:
-        module = LLaDA(read_llada_config(published(**changes), "test"))
+        module = LLaDA(read_config("llada", published(**changes), "test"))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in module.parameters():

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from rl4dlm import models
 from rl4dlm.errors import ModelError
 from rl4dlm.models.decoder import published_config
-from rl4dlm.models.decoder_config import a2d_config_for
+from rl4dlm.models.network_config import made_config
 from rl4dlm.recipe.sections import LoraSettings
 
 
@@ -38,7 +38,7 @@ def rows(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def folder(request: pytest.FixtureRequest, rows: int, tmp_path: Path) -> Path:
     """A Qwen3 as transformers writes it."""
-    config = a2d_config_for(INIT, vocab_size=14, mask_id=13, eos_id=EOS, pad_id=EOS, block_length=None)
+    config = made_config("a2d", INIT, vocab_size=14, mask_id=13, eos_id=EOS, pad_id=EOS, block_length=None)
     published = published_config(config)
     published.update({"vocab_size": rows, "eos_token_id": EOS, "tie_word_embeddings": request.param})
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from rl4dlm.diffusion.blocks import doubled_layout, sequence_layout
 from rl4dlm.models.base import previous_rows
 from rl4dlm.models.decoder import Decoder, published_config
-from rl4dlm.models.decoder_config import a2d_config_for, convert_config, read_a2d_config
+from rl4dlm.models.network_config import convert_config, made_config, read_config
 
 IDS = torch.tensor([[3, 1, 13, 4, 13, 5, 9, 2, 13, 6, 13, 3], [0, 13, 8, 8, 13, 1, 2, 13, 13, 7, 1, 0]])
 
@@ -100,14 +100,14 @@ LLAMA3 = {
 @pytest.mark.parametrize("scaling", [None, LLAMA3, {"type": "linear", "factor": 2.0}])
 @pytest.mark.parametrize("block_length", [None, 4])
 def test_llama_and_qwen2_convert_with_their_rope_scaling(backbone, scaling, block_length):
-    base = a2d_config_for(
-        INIT, vocab_size=14, mask_id=MASK, eos_id=EOS, pad_id=EOS, block_length=None
+    base = made_config(
+        "a2d", INIT, vocab_size=14, mask_id=MASK, eos_id=EOS, pad_id=EOS, block_length=None
     ).to_dict()
     plain = {key: value for key, value in base.items() if key not in ("diffusion", "is_causal")}
     if backbone == "qwen2":
         del plain["head_dim"]
     data = {**plain, "model_type": backbone, "rope_scaling": scaling}
-    config = read_a2d_config(convert_config(data, mask_id=MASK, block_length=block_length), "test")
+    config = read_config("a2d", convert_config(data, mask_id=MASK, block_length=block_length), "test")
     module = Decoder(config)
     with torch.no_grad():
         for parameter in module.parameters():

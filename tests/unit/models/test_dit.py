@@ -10,7 +10,7 @@ from family_toys import EOS, INIT, MASK, make_family
 from torch import Tensor
 
 from rl4dlm.models.dit import DiT
-from rl4dlm.models.dit_config import bd3lm_config_for, read_bd3lm_config
+from rl4dlm.models.network_config import made_config, read_config
 
 IDS = torch.tensor([[3, 1, 13, 4, 13, 5, 9, 2, 13, 6]])
 
@@ -40,9 +40,11 @@ def explicit_logits(module: DiT, ids: list[int]) -> Tensor:
         return torch.cat((one * angle.cos() - two * angle.sin(), two * angle.cos() + one * angle.sin()))
 
     def attention(x: Tensor, at: str) -> Tensor:
-        query, key, value = linear(x, f"{at}.attn_qkv").reshape(length, 3, config.n_heads, size).unbind(1)
-        mixed = torch.zeros(length, config.n_heads, size, dtype=torch.float64)
-        for head in range(config.n_heads):
+        query, key, value = (
+            linear(x, f"{at}.attn_qkv").reshape(length, 3, config.num_attention_heads, size).unbind(1)
+        )
+        mixed = torch.zeros(length, config.num_attention_heads, size, dtype=torch.float64)
+        for head in range(config.num_attention_heads):
             for i in range(length):
                 blocks = config.block_length
                 seen = [j for j in range(length) if blocks is None or j // blocks <= i // blocks]
@@ -65,7 +67,7 @@ def explicit_logits(module: DiT, ids: list[int]) -> Tensor:
         return list(linear(condition, f"{at}.adaLN_modulation").chunk(parts))
 
     x = weights["backbone.vocab_embed.embedding"][ids]
-    for block in range(config.n_blocks):
+    for block in range(config.num_hidden_layers):
         at = f"blocks.{block}"
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation(at, 6)[:6]
         x = x + gate1 * attention(norm(x, f"{at}.norm1") * (1 + scale1) + shift1, at)
@@ -77,8 +79,8 @@ def explicit_logits(module: DiT, ids: list[int]) -> Tensor:
 def modulated_bd3lm() -> DiT:
     """BD3-LM with the modulation that its research configuration has."""
     ids = {"mask_id": MASK, "eos_id": EOS, "pad_id": EOS}
-    data = bd3lm_config_for(INIT, vocab_size=14, block_length=4, **ids).to_dict()
-    module = DiT(read_bd3lm_config({**data, "adaln": True}, "test"))
+    data = made_config("bd3lm", INIT, vocab_size=14, block_length=4, **ids).to_dict()
+    module = DiT(read_config("bd3lm", {**data, "adaln": True}, "test"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -17,7 +17,7 @@ def explicit_logits(module: LLaDA, ids: list[int]) -> Tensor:
     config = module.config
     weights = {name: p.detach().double() for name, p in module.named_parameters()}
     half = config.head_dim // 2
-    groups = config.n_heads // config.n_kv_heads
+    groups = config.num_attention_heads // config.num_key_value_heads
 
     def norm(x: Tensor, name: str) -> Tensor:
         rms = (x.pow(2).sum(-1, keepdim=True) / x.shape[-1] + config.rms_norm_eps).sqrt()
@@ -25,7 +25,7 @@ def explicit_logits(module: LLaDA, ids: list[int]) -> Tensor:
 
     def rope(u: Tensor, position: int) -> Tensor:
         angle = torch.tensor(
-            [position * config.rope_theta ** (-2 * j / config.head_dim) for j in range(half)]
+            [position * config.rope["rope_theta"] ** (-2 * j / config.head_dim) for j in range(half)]
         )
         angle = angle.double()
         one, two = u[:half], u[half:]
@@ -34,7 +34,7 @@ def explicit_logits(module: LLaDA, ids: list[int]) -> Tensor:
     def attention(x: Tensor, at: str) -> Tensor:
         q, k, v = (x @ weights[f"{at}.{part}_proj.weight"].T for part in "qkv")
         outputs = []
-        for head in range(config.n_heads):
+        for head in range(config.num_attention_heads):
             own = slice(head * config.head_dim, (head + 1) * config.head_dim)
             shared = slice((head // groups) * config.head_dim, (head // groups + 1) * config.head_dim)
             queries = torch.stack([rope(u, i) for i, u in enumerate(q[:, own])])
@@ -44,14 +44,14 @@ def explicit_logits(module: LLaDA, ids: list[int]) -> Tensor:
         return torch.cat(outputs, -1) @ weights[f"{at}.attn_out.weight"].T
 
     x = weights["model.transformer.wte.weight"][ids]
-    for layer in range(config.n_layers):
+    for layer in range(config.num_hidden_layers):
         at = f"model.transformer.blocks.{layer}"
         x = x + attention(norm(x, f"{at}.attn_norm.weight"), at)
         y = norm(x, f"{at}.ff_norm.weight")
         gate = y @ weights[f"{at}.ff_proj.weight"].T
         inner = gate / (1 + (-gate).exp()) * (y @ weights[f"{at}.up_proj.weight"].T)
         x = x + inner @ weights[f"{at}.ff_out.weight"].T
-    head = "wte" if config.weight_tying else "ff_out"
+    head = "wte" if config.tie_word_embeddings else "ff_out"
     logits = norm(x, "model.transformer.ln_f.weight") @ weights[f"model.transformer.{head}.weight"].T
     logits[:, [20, 22, 23]] = -math.inf
     return logits

@@ -9,7 +9,7 @@ from published_configs import LLADA_8B
 from rl4dlm.errors import ModelError
 from rl4dlm.models import parameter_count
 from rl4dlm.models.families import FAMILIES, find_family, parameter_shapes
-from rl4dlm.models.llada_config import llada_config_for, read_llada_config
+from rl4dlm.models.network_config import made_config, read_config
 from rl4dlm.recipe.sections import ModelInit
 
 
@@ -54,7 +54,7 @@ def test_a_tied_head_is_counted_once():
 
 
 def test_the_configuration_offers_the_usual_hugging_face_names():
-    config = read_llada_config(LLADA_8B, "config.json")
+    config = read_config("llada", LLADA_8B, "config.json")
     assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size) == (4096, 32, 12288)
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (32, 32, 128)
     assert config.max_position_embeddings == 4096
@@ -66,6 +66,8 @@ REQUIRED = sorted(
     - {"model_type", "architectures", "mlp_ratio", "attention_layer_norm_with_affine", "alibi_bias_max"}
     - {"multi_query_attention", "init_fn", "init_std", "init_cutoff_factor", "init_device", "precision"}
     - {"flash_attention", "use_cache", "transformers_version"}
+    # what the released class takes where they are absent or null
+    - {"n_kv_heads", "embedding_size", "mlp_hidden_size", "pad_token_id"}
 )
 
 
@@ -73,7 +75,7 @@ REQUIRED = sorted(
 def test_every_field_that_shapes_the_network_must_be_there(key):
     data = {k: v for k, v in LLADA_8B.items() if k != key}
     with pytest.raises(ModelError, match=f"some/config.json: required key '{key}' is missing.*Fix:"):
-        read_llada_config(data, "some/config.json")
+        read_config("llada", data, "some/config.json")
 
 
 @pytest.mark.parametrize(
@@ -93,26 +95,28 @@ def test_every_field_that_shapes_the_network_must_be_there(key):
         ("residual_dropout", 0.1),
         ("multi_query_attention", True),
         ("num_experts", 64),
-        ("d_model", 4096.0),
+        ("d_model", 4096.5),
+        ("d_model", 2**40),
+        ("n_layers", 10**9),
+        ("embedding_size", 10**12),
         ("d_model", "4096"),
         ("n_layers", 0),
         ("n_layers", True),
         ("n_heads", 31),
         ("n_heads", 4096),
         ("n_kv_heads", 5),
-        ("n_kv_heads", None),
         ("rope_theta", -1),
-        ("rms_norm_eps", None),
+        ("rms_norm_eps", float("inf")),
+        ("rms_norm_eps", float("nan")),
         ("weight_tying", 0),
         ("mask_token_id", 126464),
         ("eos_token_id", -1),
-        ("pad_token_id", None),
         ("vocab_size", 126465),
     ],
 )
 def test_an_unsupported_value_is_refused_by_name(key, value):
     with pytest.raises(ModelError, match=rf"some/config.json: {key} = .*Fix:"):
-        read_llada_config({**LLADA_8B, key: value}, "some/config.json")
+        read_config("llada", {**LLADA_8B, key: value}, "some/config.json")
 
 
 def test_an_unknown_or_contradicting_family_is_refused():
@@ -127,20 +131,22 @@ def test_an_unknown_or_contradicting_family_is_refused():
 
 def test_a_made_configuration_has_every_published_field():
     init = ModelInit(d_model=64, n_heads=2)
-    config = llada_config_for(init, vocab_size=30, mask_id=27, eos_id=28, pad_id=28)
+    config = made_config("llada", init, vocab_size=30, mask_id=27, eos_id=28, pad_id=28)
     assert set(config.to_dict()) == set(LLADA_8B) - {"transformers_version"}
-    assert config.head_dim == 32 and config.embedding_size == 30
+    assert config.head_dim == 32 and config.vocab_size == 30
 
 
 def test_sizes_that_do_not_fit_are_refused_in_the_words_of_the_recipe():
     with pytest.raises(ModelError, match="model.init: n_heads = 5 does not split d_model = 64"):
-        llada_config_for(ModelInit(d_model=64, n_heads=5), vocab_size=30, mask_id=27, eos_id=28, pad_id=28)
+        made_config(
+            "llada", ModelInit(d_model=64, n_heads=5), vocab_size=30, mask_id=27, eos_id=28, pad_id=28
+        )
 
 
 def test_initial_weights_have_the_published_spread():
     family = FAMILIES["llada"]
     init = ModelInit(d_model=64, n_layers=2, n_heads=2, mlp_hidden_size=256)
-    module = family.build(llada_config_for(init, vocab_size=512, mask_id=27, eos_id=28, pad_id=28))
+    module = family.build(made_config("llada", init, vocab_size=512, mask_id=27, eos_id=28, pad_id=28))
     family.initialise(module, torch.Generator().manual_seed(0))
     std = {name: parameter.std().item() for name, parameter in module.named_parameters()}
     # 1 / sqrt(inputs); outputs of layer l = 1, 2 further divided by sqrt(2 l)

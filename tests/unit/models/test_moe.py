@@ -13,15 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rl4dlm.errors import RecipeError
 from rl4dlm.models import describe
 from rl4dlm.models.decoder import Decoder
-from rl4dlm.models.decoder_config import DecoderConfig, read_sdar_config
 from rl4dlm.models.moe import ExpertsConfig, Router, SparseMLP
+from rl4dlm.models.network_config import NetworkConfig, read_config
 from rl4dlm.recipe.sections import RolloutConfig
 from rl4dlm.run.preflight import check_graphs
 
 IDS = torch.tensor([[3, 1, 13, 4, 13, 5, 9, 2, 13, 6, 13, 3]])
 
 
-def theirs(config: DecoderConfig, weights: dict[str, Tensor]) -> torch.nn.Module:
+def theirs(config: NetworkConfig, weights: dict[str, Tensor]) -> torch.nn.Module:
     """transformers' Qwen3-MoE with these weights; it keeps all experts of a layer in two tensors."""
     experts = config.experts
     assert experts is not None
@@ -85,7 +85,7 @@ def _sdar_moe() -> Decoder:
         "moe_intermediate_size": 24,
         "norm_topk_prob": True,
     }
-    module = Decoder(read_sdar_config(data, "test"))
+    module = Decoder(read_config("sdar", data, "test"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.blocks import sequence_layout
 from rl4dlm.models.llada import LLaDA, initialise_llada
-from rl4dlm.models.llada_config import LLaDAConfig
+from rl4dlm.models.network_config import made_config
+from rl4dlm.recipe.sections import ModelInit
 from rl4dlm.rollout import Engine, Request
 from rl4dlm.types import Denoiser, DenoiserSpec
 
@@ -36,11 +37,11 @@ class Blocks(nn.Module):
 
 
 def llada(block_length: int | None, layers: int) -> Denoiser:
-    config = LLaDAConfig(
+    init = ModelInit(
         d_model=32, n_layers=layers, n_heads=4, n_kv_heads=2, mlp_hidden_size=48, max_sequence_length=64,
-        vocab_size=VOCAB, embedding_size=VOCAB, rms_norm_eps=1e-5, rope_theta=1e4, weight_tying=False,
-        mask_token_id=MASK, eos_token_id=EOS, pad_token_id=PAD, published={},
+        rope_theta=1e4,
     )  # fmt: skip
+    config = made_config("llada", init, vocab_size=VOCAB, mask_id=MASK, eos_id=EOS, pad_id=PAD)
     network = LLaDA(config).double()
     initialise_llada(network, torch.Generator().manual_seed(3))
     network.model.transformer["ff_out"].weight.data.mul_(3.0)
