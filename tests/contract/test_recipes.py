@@ -154,13 +154,15 @@ FORWARDS = {
     "spg/llada_gsm8k": ("12,288", "0", "768"),
     "wd1/llada_gsm8k": ("12,288", "0", "768"),
     "wd1pp/llada_gsm8k": ("8,192", "0", "512"),
-    # 1,024 completions of 500 blocks x 4 steps, of which 4 are learnt; 256 x 512 steps, 512 / 8 learnt.
+    # 1,024 completions of 500 blocks x 4 steps, of which 4 are learnt; 256 x 512 or 1,024 steps, an eighth
+    # of them learnt.
     **dict.fromkeys(("tracerl/sdar_math", "tracerl/trado_math"), ("2,048,000", "4,096", "4,096")),
-    **dict.fromkeys(("tracerl/llada_math", "tracerl/dream_math"), ("131,072", "16,384", "16,384")),
+    **dict.fromkeys(("tracerl/llada_math",), ("131,072", "16,384", "16,384")),
+    "tracerl/dream_math": ("262,144", "32,768", "32,768"),
     # 64 recorded pairs x 2 x 8 states: nothing is sampled.
     "vrpo/llada_pairs": ("0", "0", "1,024"),
     # 96 x 4 states x 8 passes.
-    "espo/llada_gsm8k": ("12,288", "3,072", "3,072"),
+    "espo/llada_gsm8k": ("24,576", "3,072", "3,072"),
     # 160 completions x 256 steps; 160 x 3 views x 2 passes.
     "coupled_grpo/llada_gsm8k": ("40,960", "960", "960"),
     # 128 x 128 steps; 128 x 1 x 4 passes.
