@@ -645,7 +645,7 @@ def _guarded(run: Callable[[], None]) -> int:
 
 
 def _interrupted() -> int:
-    print("rl4dlm: interrupted; `--resume` goes on from the last checkpoint.", file=sys.stderr)
+    print("rl4dlm: interrupted; `--resume` continues from the last checkpoint.", file=sys.stderr)
     return _INTERRUPTED
 
 

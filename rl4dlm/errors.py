@@ -2,7 +2,7 @@
 
 `UserError` and its children say that something the user gave is wrong: the command line prints the message
 alone and exits with status 2. `RunError` and its children say that a run failed: exit status 1, the traceback
-goes to the run's log. A message states what was wrong with the value, where (file, key, row) and how to mend
+goes to the run's log. A message states what was wrong with the value, where (file, key, row) and how to fix
 it.
 """
 
@@ -56,11 +56,11 @@ class RunError(Rl4dlmError):
 
 
 class RolloutError(RunError):
-    """Sampling failed beyond what restarting a worker can mend."""
+    """Sampling failed beyond what restarting a worker can repair."""
 
 
 class RewardError(RunError):
-    """Too many rewards failed for the run to go on."""
+    """Too many rewards failed for the run to continue."""
 
 
 class SyncError(RunError):

@@ -67,7 +67,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Events:
-    """What each step did to the canvas, for samplers that take tokens back; packed by step.
+    """What each step did to the canvas, for samplers that remask tokens; packed by step.
 
     Step s has the entries `ptr[s]:ptr[s + 1]`; the fillers written after the last step follow as one more.
     """
@@ -129,7 +129,7 @@ class Trace:
     predictions: Predictions | None = None
     """Only where the sampler was asked to record them."""
     events: Events | None = None
-    """Only where the sampler may take tokens back: without them every step only reveals."""
+    """Only where the sampler may remask tokens: without them every step only reveals."""
     actions: PolicyActions | None = None
     """Only where an unmasking policy decided."""
 

@@ -1,6 +1,6 @@
 """Returns and generalised advantages along the trace of a diffusion rollout.
 
-Source: TraceRL, arXiv:2509.06949, section on the diffusion value model (specs/rl-algorithms 4.6); generalised
+Source: TraceRL, arXiv:2509.06949, section on the diffusion value model; generalised
 advantage estimation, arXiv:1506.02438. A denoising step commits several tokens at once, so time is counted in
 steps: step-level quantities are means over the tokens of a step, token-level ones follow from them.
 """

@@ -32,8 +32,9 @@ def group_advantage(
 ) -> np.ndarray:
     """Reward minus what the group got, on request divided by a standard deviation.
 
-    Source: specs/rl-algorithms 1.9: `adv_mean` (GDPO, Dr. GRPO), `adv_zscore` with the unbiased std (MDPO,
-        JustGRPO) or the population's (TraceRL), `adv_loo` (coupled-GRPO, ESPO).
+    Source: GRPO, arXiv:2402.03300. Without a divisor as in GDPO (arXiv:2510.08554) and Dr. GRPO
+        (arXiv:2503.20783); divided by the sample's std as in MDPO and JustGRPO, by the population's as in
+        TraceRL; against the mean of the others as in coupled-GRPO and ESPO.
     Rows without a reward must be left out by the caller: they belong to no mean.
 
     Args:

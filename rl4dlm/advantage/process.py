@@ -1,7 +1,7 @@
 """Process rewards: parts of a completion are judged one by one, and each judgement lands on the tokens that
 ended its part.
 
-Source: TraceRL, arXiv:2509.06949 (specs/rl-algorithms 4.7): chunks of a fixed length, the text up to the end
+Source: TraceRL, arXiv:2509.06949, process rewards: chunks of a fixed length, the text up to the end
 of each is scored, scores are compared within the group at equal chunk index.
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 def with_speed(reward: np.ndarray, num_steps: np.ndarray, *, most_steps: int, alpha: float) -> np.ndarray:
     """reward * (1 - steps / most steps) ** alpha.
 
-    Source: arXiv:2512.09106 (specs: rl-algorithms 6.1): a product, because a bonus that is added is earned by
+    Source: arXiv:2512.09106, its reward: a product, because a bonus that is added is earned by
         fast garbage. Departs from it: a reward below 0 is left alone, else being slow would soften it.
 
     Args:

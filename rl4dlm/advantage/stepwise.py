@@ -1,6 +1,6 @@
 """One advantage per denoising step, from the rewards of what the model predicted at every step.
 
-Source: MDPO, arXiv:2508.13148, method figure; specs/rl-algorithms 2.3 and 2.4.
+Source: MDPO, arXiv:2508.13148, method figure and released code.
 """
 
 from __future__ import annotations

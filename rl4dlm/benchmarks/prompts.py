@@ -166,4 +166,4 @@ def _question(task: Benchmark, row: Mapping[str, Any], where: str) -> str:
     try:
         return task.question(row)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: {error}.\nFix: mend the row.") from None
+        raise DataError(f"{where}: {error}.\nFix: correct the row.") from None

@@ -4,7 +4,7 @@
     <task>_len<length>.json        the result: figures, decode settings, environment
     <task>_len<length>.jsonl       what it stands on: the settings, then a line per completion
 
-The second file is written as completions are scored, so that an evaluation that was killed goes on behind
+The second file is written as completions are scored, so that an evaluation that was killed resumes behind
 its last whole prompt. A result is finished when its file is there.
 """
 

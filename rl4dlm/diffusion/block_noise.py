@@ -81,8 +81,9 @@ def block_noise(
 ) -> tuple[Tensor, Tensor]:
     """Hide a share of every block.
 
-    Source: LLaDA, arXiv:2502.09992 (`bernoulli`, weight 1/p); specs/rl-algorithms 3.3 (`count`: k = round(p n
-    + 1/2) of n positions, weight n/k). With one block and `bernoulli` it is `masking.forward_process`.
+    Source: LLaDA, arXiv:2502.09992 (`bernoulli`, weight 1/p). `count`: k = round(p n + 1/2) of n positions,
+    weight n/k, the same in the mean with less variance. With one block and `bernoulli` it is
+    `masking.forward_process`.
 
     Args:
         seed: int64 `[rows]`.

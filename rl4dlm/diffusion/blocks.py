@@ -2,7 +2,7 @@
 
 A token is described by four numbers: where it stands, its block, whether it belongs to the noisy copy, and
 its segment. Every mask of the toolkit follows from them by one rule (`visible`), so sampler, trainer and
-value model cannot disagree (specs: models 8, rl-algorithms 4.3).
+value model cannot disagree.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 A mask depends on its row's seed, the inner pass, the state's index and the position on the canvas, and on
 nothing else: not on the batch, its order, its size, the rank, or on whose likelihood it serves (current, old,
-reference). Source of the contract: specs/rl-algorithms 1.6. Masks are computed on the CPU, so every device
-sees the same ones.
+reference). Masks are computed on the CPU, so every device sees the same ones.
 
 Positions outside `positions` are never masked: prompts do not occur here, and fillers stay visible.
 """
@@ -130,8 +129,8 @@ def masked_counts(rate: Tensor, length: Tensor, rule: str) -> tuple[Tensor, Tens
     Monte Carlo mean over t is unbiased. `round`: round(tL), weight L/k. `floor_release`: floor(tL), weight
     1/t. Rounding is half to even; counts are clamped to 1..L.
 
-    Source: specs/rl-algorithms 3.3. `floor_release` is what GDPO's released code does, except that the code
-    lets a count be 0.
+    Source: GDPO, arXiv:2510.08554. `floor_release` is what its released code does, except that the code lets
+    a count be 0.
 
     Args:
         rate: float64 `[rows, states]` or `[1, states]`, in (0, 1).
@@ -154,7 +153,7 @@ def stratified_counts(length: Tensor, first: Tensor, num: int) -> Tensor:
 
     Where k is uniform on 1..L every x_j is too, so the mean over them is unbiased, and they cover the range.
 
-    Source: LLaDA's likelihood evaluation (arXiv:2502.09992) as stated in specs/rl-algorithms 12.1. Departs
+    Source: LLaDA's likelihood evaluation (arXiv:2502.09992), Eq. (6). Departs
     from it: strata lie within one row, not across a batch, so that they do not depend on how rows are
     batched; and the offset is rounded apart from k, since half-to-even rounding of the sum would favour some
     counts.
@@ -178,7 +177,7 @@ def coupled_counts(length: Tensor, first: Tensor, share: Tensor) -> Tensor:
 
     Where k is uniform on 0..L every x_b is too, and rows whose shares are b / B cover the range.
 
-    Source: ESPO, arXiv:2512.03759, as stated in specs/rl-algorithms 5.5.
+    Source: ESPO, arXiv:2512.03759, its released code.
 
     Args:
         length: int64 `[rows]`, positions L of each row.

@@ -18,7 +18,7 @@ class Commits(NamedTuple):
     position: np.ndarray
     """int64 `[tokens]`."""
     token: np.ndarray
-    """int32 `[tokens]`; with a sampler that takes tokens back it need not be the final one."""
+    """int32 `[tokens]`; with a sampler that remasks it need not be the final one."""
     logp: np.ndarray
     """float32 `[tokens]`, nats, as recorded."""
 

@@ -9,7 +9,7 @@ def commit_counts(num_masked: int, num_steps: int) -> list[int]:
     """Share `num_masked` commits over `num_steps` steps as evenly as possible, earlier steps taking the
     remainder.
 
-    Source: LLaDA, arXiv:2502.09992, reference sampler (specs: decoding 4.1): the linear noise schedule
+    Source: LLaDA, arXiv:2502.09992, reference sampler: the linear noise schedule
         expects the
     same number of reveals at every step.
 

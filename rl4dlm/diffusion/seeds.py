@@ -3,7 +3,7 @@ batch.
 
 A rollout's randomness belongs to the rollout, so the same sample comes out alone, batched, in another order,
 on another worker or after a restart; corruption masks that are compared come from one seed whatever the
-number of ranks (specs: rl-algorithms 1.6, decoding 1.4.7).
+number of ranks.
 """
 
 from __future__ import annotations

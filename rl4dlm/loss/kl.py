@@ -1,6 +1,6 @@
 """Estimators of KL(pi || ref) on samples of pi, as functions of d = log pi - log ref.
 
-Source: J. Schulman, "Approximating KL divergence" (2020); gradients as in specs/rl-algorithms 1.9. The plain
+Source: J. Schulman, "Approximating KL divergence" (2020). The plain
 k1 = d, differentiated on samples, has the expected gradient zero, so as a loss term it does not regularise;
 the one here has a score-function correction.
 """

@@ -39,7 +39,8 @@ def token_weights(
 ) -> Tensor:
     """The weight of each token in a loss that is a sum over tokens: `[batch, completion]` to a scalar.
 
-    Source: specs/rl-algorithms 1.9 (aggregation), with denominators counted over the whole optimizer step.
+    Denominators are counted over the whole optimizer step, so they depend neither on micro-batches nor on
+    ranks.
 
     Args:
         aggregation: `token_mean`: every token alike (DAPO). `seq_mean`: the mean over completions of each

@@ -17,7 +17,7 @@ from rl4dlm.recipe.references import look_up
 from rl4dlm.run.digests import digests_of, flush_to_disk, require_digests, text_digest
 from rl4dlm.run.ownership import LOCK_FILE, owned, try_writing
 
-# Settings that a resumed run may change: they do not touch what the weights become, or say how long to go on.
+# Settings that a resumed run may change: they do not touch what the weights become, or say how long to train.
 MAY_CHANGE = (
     "run.output_dir",
     "run.name",
@@ -166,13 +166,13 @@ class RunFolder:
     def starting_point(
         self, recipe: AnyRecipe, *, resume: bool, step: int | None = None
     ) -> Checkpoint | None:
-        """The checkpoint that a run goes on from, None for update 0; nothing is written.
+        """The checkpoint that a run continues from, None for update 0; nothing is written.
 
         Args:
             resume: continue the run that lies here, from its newest checkpoint or from that of update `step`.
 
         Raises:
-            CheckpointError: a new run would write where something lies, or a resumed one cannot go on.
+            CheckpointError: a new run would write where something lies, or a run cannot be resumed.
         """
         if not resume:
             self.refuse_other_run()
@@ -182,7 +182,7 @@ class RunFolder:
         if checkpoint is not None and checkpoint.update >= recipe.trainer.max_steps:
             raise CheckpointError(
                 f"{self.root}: the run is complete at update {checkpoint.update}.\n"
-                "Fix: raise trainer.max_steps to go on."
+                "Fix: raise trainer.max_steps to continue it."
             )
         return checkpoint
 
@@ -208,7 +208,7 @@ class RunFolder:
                 )
 
     def reopen(self, recipe: AnyRecipe) -> None:
-        """Go on with the run that lies here: clear what a killed run left half-written, write the recipe.
+        """Continue the run that lies here: clear what a killed run left half-written, write the recipe.
 
         Raises:
             CheckpointError: as `require_same_run`.

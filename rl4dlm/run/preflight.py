@@ -94,7 +94,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class SFTPreflight(Checks):
-    """What the checks found; `finetune` goes on with it."""
+    """What the checks found; `finetune` starts from it."""
 
     objective: ObjectiveConfig
     examples: ExampleSource
@@ -103,7 +103,7 @@ class SFTPreflight(Checks):
 
 @dataclass(frozen=True)
 class Preflight(Checks):
-    """What the checks found; `train` goes on with it."""
+    """What the checks found; `train` starts from it."""
 
     prompts: PromptSource
     notes: tuple[str, ...]

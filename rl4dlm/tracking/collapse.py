@@ -114,7 +114,7 @@ def collapse_message(alarm: Alarm, update: int, folder: Path, checkpoint: int | 
         f"update {update}: the policy has collapsed: {alarm.meaning}. {alarm.metric} went from "
         f"{alarm.before:.4g} to {alarm.now:.4g}, the mean of the last {alarm.num_updates} updates; {kept}.\n"
         f"Fix: {way_back} under another run.name with a lower trainer.learning_rate, fewer "
-        "algorithm.num_iterations, or more algorithm.beta where the method has it. To go on as it is: "
+        "algorithm.num_iterations, or more algorithm.beta where the method has it. To continue as it is: "
         f"{resume} sentinel.enabled=false."
     )
 

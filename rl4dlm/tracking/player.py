@@ -77,7 +77,7 @@ _CONTROLS = (
     '<label>speed <select id="speed"><option value="800">slow</option>'
     '<option value="300" selected>middle</option><option value="80">fast</option></select></label>'
     '<span class="legend"><i class="mask"></i>masked <i class="p0"></i>unsure <i class="p4"></i>sure '
-    '<i class="gone"></i>taken back</span></div>'
+    '<i class="gone"></i>remasked</span></div>'
 )
 
 

@@ -73,7 +73,7 @@ class Sink:
         """The weights after an update have been evaluated."""
 
     def warn(self, text: str) -> None:
-        """Something is unwise or degraded; the run goes on."""
+        """Something is unwise or degraded; the run continues."""
 
     def note(self, text: str) -> None:
         """Something worth knowing."""

@@ -159,7 +159,7 @@ class Tracker:
             sink.evaluation(evaluation, self.elapsed_s)
 
     def warn(self, text: str) -> None:
-        """Something is unwise or degraded; the run goes on."""
+        """Something is unwise or degraded; the run continues."""
         for sink in self._sinks:
             sink.warn(text)
 

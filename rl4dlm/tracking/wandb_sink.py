@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import wandb
 
 ID_FILE = "wandb-id"
-"""Holds the id of the W&B run, so that a resumed run goes on in the same one."""
+"""Holds the id of the W&B run, so that a resumed run continues the same one."""
 
 _INIT_TIMEOUT_S = 30.0
 _FINISH_TIMEOUT_S = 300.0
@@ -151,7 +151,7 @@ class WandbSink(Sink):
             self._run = None
             self._warn(
                 f"W&B failed to {action} and is off for the rest of this run: {_first_line(error)}. "
-                "metrics.jsonl and report.html go on."
+                "metrics.jsonl and report.html are written as before."
             )
 
     def _log(self, values: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (RecipeError("wrong.\nFix: mend it."), 2, "rl4dlm: wrong.\nFix: mend it.\n"),
         (RunError("worker 3 failed."), 1, "rl4dlm: worker 3 failed.\n"),
         (StorageError("disk full."), 2, "rl4dlm: disk full.\n"),
-        (KeyboardInterrupt(), 130, "rl4dlm: interrupted; `--resume` goes on from the last checkpoint.\n"),
+        (KeyboardInterrupt(), 130, "rl4dlm: interrupted; `--resume` continues from the last checkpoint.\n"),
         (SystemExit(3), 3, ""),
         (SystemExit("text"), 1, ""),
         (SystemExit(), 0, ""),
