@@ -55,7 +55,7 @@ class Field:
 
     def find(self, data: Mapping[str, Any]) -> list[tuple[str, Any]]:
         """Spellings that the data has, with their values; null and blank ones are left out."""
-        pairs = ((spelling, look_up(data, spelling)) for spelling in self.spellings)
+        pairs = ((spelling, value_at(data, spelling)) for spelling in self.spellings)
         return [(s, value) for s, value in pairs if value is not None and value not in self.blank]
 
     def put(self, data: Mapping[str, Any], value: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Field:
         return _put(data, next(present, self.key), value)
 
 
-def look_up(data: Mapping[str, Any], spelling: str) -> Any:
+def value_at(data: Mapping[str, Any], spelling: str) -> Any:
     """The value under a key, or under a key of an object; None where there is none."""
     value: Any = data
     for part in spelling.split("."):
@@ -74,7 +74,7 @@ def look_up(data: Mapping[str, Any], spelling: str) -> Any:
 
 def _has(data: Mapping[str, Any], spelling: str) -> bool:
     outer, _, inner = spelling.rpartition(".")
-    holder = look_up(data, outer) if outer else data
+    holder = value_at(data, outer) if outer else data
     return isinstance(holder, Mapping) and inner in holder
 
 
@@ -107,7 +107,7 @@ class Reader:
 
     def wrong(self, key: str, what: str) -> ModelError:
         return ModelError(
-            f"{self.where}: {key} = {_short(look_up(self.data, key))} {what}. "
+            f"{self.where}: {key} = {_short(value_at(self.data, key))} {what}. "
             f"Fix: use a {self.label} checkpoint with its published config.json, or correct this key."
         )
 

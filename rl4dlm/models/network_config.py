@@ -333,7 +333,7 @@ def convert_config(data: Mapping[str, Any], *, mask_id: int, block_length: int |
     """
     kind = str(data["model_type"]).removeprefix("a2d-")
     return {
-        **with_blocks(data, block_length),
+        **marked(data, block_length),
         "model_type": kind,
         "architectures": [ARCHITECTURES[kind]],
         "is_causal": False,
@@ -342,7 +342,7 @@ def convert_config(data: Mapping[str, Any], *, mask_id: int, block_length: int |
     }
 
 
-def with_blocks(data: Mapping[str, Any], block_length: int | None) -> dict[str, Any]:
+def marked(data: Mapping[str, Any], block_length: int | None) -> dict[str, Any]:
     """A config.json that says how the converted model attends; None: fully."""
     blocks = {"attention": "block_causal", "block_length": block_length}
     return {**data, MARK: {"attention": "full"} if block_length is None else blocks}

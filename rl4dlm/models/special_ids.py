@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rl4dlm.errors import ModelError
 from rl4dlm.models.conversion import add_mask_token
-from rl4dlm.models.fields import REQUIRED, Field, look_up, whole
-from rl4dlm.models.network_config import MARK, released, warn_of, with_blocks
+from rl4dlm.models.fields import REQUIRED, Field, value_at, whole
+from rl4dlm.models.network_config import MARK, marked, released, warn_of
 from rl4dlm.models.weights import read_json
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def complete(folder: Folder, *, block_length: int | None, mask_token: str | None
 
 def _complete_blocks(folder: Folder, block_length: int | None) -> None:
     field = folder.field("block_length")
-    stated = look_up(folder.data, f"{MARK}.attention") or (field and field.find(folder.data))
+    stated = value_at(folder.data, f"{MARK}.attention") or (field and field.find(folder.data))
     if field is None or stated:
         return
     if block_length is not None:
         converted = folder.kind.name == "a2d"
-        put = with_blocks(folder.data, block_length) if converted else field.put(folder.data, block_length)
+        put = marked(folder.data, block_length) if converted else field.put(folder.data, block_length)
         folder.data = put
     elif folder.kind.name == "a2d":
         warn_of(
