@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rl4dlm.benchmarks.statistics import Figure, mean_figure, mean_share
+from rl4dlm.benchmarks.held_out import HeldOut, with_intervals
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import RewardError
 from rl4dlm.recipe import AnyRecipe, Recipe
@@ -27,9 +27,8 @@ from rl4dlm.rollout import Generate, mix_block_lengths
 from rl4dlm.rollout.groups import group_rollouts, make_requests
 from rl4dlm.rollout.partial import predicted_texts
 from rl4dlm.tracking import Evaluation
-from rl4dlm.tracking.names import GREEDY_ACCURACY, GREEDY_REWARD, HIGH, LOW
 from rl4dlm.tracking.samples import sample_rows
-from rl4dlm.types import DenoiserSpec, Prompt, Rollout, RolloutGroup, Scores, flatten
+from rl4dlm.types import DenoiserSpec, Prompt, Scores
 
 
 def verify_steps(
@@ -96,49 +95,11 @@ def evaluate(
     if k > 1:
         spec = SamplerSpec.from_config(recipe.rollout, temperature=recipe.eval.temperature)
         sampled = draw(spec, k)
-        result |= _with_intervals(sampled.figures(k))
+        result |= with_intervals(sampled.figures(k))
         decode["sampled"] = {**spec.describe(), "k": k}
         warnings |= matters_of(sampled.scores)
     rows = sample_rows(greedy.groups, greedy.scores, greedy.correct, update)
     return Evaluation(update, result, rows, decode, warnings)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """Completions of the held-out prompts, drawn with one sampler, and their scores."""
-
-    groups: list[RolloutGroup]
-    scores: Scores
-    correct: np.ndarray | None
-
-    def metrics(self) -> dict[str, float]:
-        """Of one greedy completion per prompt."""
-        rollouts: list[Rollout] = flatten(self.groups)
-        known = self.scores.reward[np.isfinite(self.scores.reward)]
-        figures = {
-            GREEDY_ACCURACY: None
-            if self.correct is None
-            else mean_figure(self.correct.astype(float).tolist()),
-            GREEDY_REWARD: mean_figure(known.astype(float).tolist()),
-        }
-        return {
-            **_with_intervals(figures),
-            "eval/mean_length": float(np.mean([row.completion_len for row in rollouts])),
-            "eval/nfe_per_sample": float(np.mean([row.num_forwards for row in rollouts])),
-            "eval/num_prompts": float(len(self.groups)),
-            **{f"eval/{name}": value for name, value in self.scores.logged.items()},
-        }
-
-    def figures(self, k: int) -> dict[str, Figure | None]:
-        """Of `k` samples per prompt: share of correct ones and of prompts with one, else the mean reward."""
-        if self.correct is None:
-            means = [_mean_or_none(row) for row in self.scores.reward.reshape(-1, k)]
-            return {f"eval/avg_reward@{k}": mean_figure([mean for mean in means if mean is not None])}
-        table = self.correct.reshape(-1, k)
-        return {
-            f"eval/avg@{k}": mean_share([float(row.mean()) for row in table]),
-            f"eval/pass@{k}": mean_share([float(row.any()) for row in table]),
-        }
 
 
 def _one_pass(
@@ -151,26 +112,9 @@ def _one_pass(
     *,
     version: int,
     update: int,
-) -> _Pass:
+) -> HeldOut:
     assert recipe.reward is not None, "completions are scored"
     requests = make_requests(prompts, num_samples, recipe.run.seed, "evaluation")
     groups = group_rollouts(prompts, generate(requests, spec, version))
     scores = score_groups(rewards, groups, trainer_state(update, recipe.trainer.max_steps))
-    return _Pass(groups, scores, is_correct(scores, recipe.reward))
-
-
-def _with_intervals(figures: Mapping[str, Figure | None]) -> dict[str, float]:
-    """Metrics with the ends of their intervals; a figure of nothing is left out."""
-    metrics = {}
-    for name, figure in figures.items():
-        if figure is None:
-            continue
-        metrics[name] = figure.value
-        if figure.ci95 is not None:
-            metrics[name + LOW], metrics[name + HIGH] = figure.ci95
-    return metrics
-
-
-def _mean_or_none(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
+    return HeldOut(groups, scores, is_correct(scores, recipe.reward))

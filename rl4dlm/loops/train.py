@@ -192,9 +192,7 @@ class Training:
         session, count = self.session, self.recipe.eval.num_prompts
         session.settle()
         session.reporter.say(f"evaluating on {count} held-out prompts")
-        prompts, update = self.checks.prompts.eval_prompts(count), session.update
-        found = evaluate(
-            self.sampler.generate, self.scorer, prompts, self.recipe, version=update, update=update
-        )
+        prompts, at = self.checks.prompts.eval_prompts(count), session.update
+        found = evaluate(self.sampler.generate, self.scorer, prompts, self.recipe, version=at, update=at)
         session.tracker.warn_once(found.warnings)
-        session.tracker.evaluation(update, found.metrics, found.samples, found.decode)
+        session.tracker.evaluation(at, found.metrics, found.samples, found.decode)
