@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Literal
 
+from rl4dlm.data.template_bounds import require_bounded
 from rl4dlm.errors import DataError
 from rl4dlm.recipe.sections import DataConfig
 
@@ -176,6 +177,7 @@ def open_renderer(data: DataConfig, tokenizer: Any, chat_template: Literal["auto
 
     Raises:
         DataError: `data.prompt_template` cannot be parsed, or `data.system_prompt` has no chat template.
+        ModelError: the chat template does not end within bounds.
     """
     has_template = bool(getattr(tokenizer, "chat_template", None))
     chat = has_template and chat_template == "auto"
@@ -185,6 +187,8 @@ def open_renderer(data: DataConfig, tokenizer: Any, chat_template: Literal["auto
             f"data.system_prompt needs a chat template, and {reason}.\n"
             "Fix: remove data.system_prompt and put its text into data.prompt_template."
         )
+    if chat:
+        require_bounded(tokenizer)
     template = PromptTemplate.parse(data.prompt_template) if data.prompt_template is not None else None
     return Renderer(tokenizer, chat, template, data.system_prompt)
 

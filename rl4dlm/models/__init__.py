@@ -20,6 +20,7 @@ from rl4dlm.models.loading import (
     load,
     load_tokenizer,
     options_of,
+    plan,
 )
 from rl4dlm.models.lora import (
     add_lora,
@@ -78,6 +79,7 @@ __all__ = [
     "open_policy",
     "options_of",
     "parameter_count",
+    "plan",
     "policy_net",
     "push",
     "reference",

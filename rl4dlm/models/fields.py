@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rl4dlm.errors import ModelError
+from rl4dlm.recipe.bounded import shown
 
 Values = dict[str, Any]
 """What was read, by our names of the fields."""
@@ -90,8 +91,8 @@ class Reader:
     data: Mapping[str, Any]
     where: str
     """File or recipe key that messages name."""
-    label: str
-    """Kind of model, for the remedy."""
+    remedy: str
+    """What to do about a value that is wrong, beside correcting it."""
 
     def read(self, table: Mapping[str, Field]) -> Values:
         """All fields of a table, in its order.
@@ -107,8 +108,8 @@ class Reader:
 
     def wrong(self, key: str, what: str) -> ModelError:
         return ModelError(
-            f"{self.where}: {key} = {_short(value_at(self.data, key))} {what}. "
-            f"Fix: use a {self.label} checkpoint with its published config.json, or correct this key."
+            f"{self.where}: {key} = {shown(value_at(self.data, key))} {what}. "
+            f"Fix: {self.remedy}correct this key."
         )
 
     def missing(self, field: Field) -> ModelError:
@@ -124,7 +125,7 @@ class Reader:
         key, raw = found[0]
         for other, value in found[1:]:
             if value != raw:
-                raise self.wrong(key, f"contradicts {other} = {_short(value)}")
+                raise self.wrong(key, f"contradicts {other} = {shown(value)}")
         value = self._typed(field, key, raw, values)
         only = field.only(values) if callable(field.only) else field.only
         if only and value not in only:
@@ -170,11 +171,6 @@ def whole(value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def write(table: Mapping[str, Field], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import ModelError
-from rl4dlm.models.families import FAMILIES, Family
+from rl4dlm.models.families import FAMILIES, Family, skeleton
 from rl4dlm.models.folders import find_folder, headers_of
+from rl4dlm.models.memory import free_memory
 from rl4dlm.models.network_config import NetworkConfig, made_config
 from rl4dlm.models.opening import OpenFolder, open_folder
 from rl4dlm.models.quantise import Quantization, assemble_quantised, projections, require_quantisable
@@ -237,12 +238,39 @@ def create(
         block_length: of a family that attends in blocks, tokens.
 
     Raises:
-        ModelError: the sizes do not fit together, or the tokenizer lacks a special token.
+        ModelError: the sizes do not fit together or into the memory, or the tokenizer lacks a special token.
     """
+    kind, config, spec = _from_scratch(init, tokenizer, family, block_length)
+    _require_memory(skeleton(kind, config))
+    with torch.random.fork_rng(devices=[]):
+        module = kind.build(config)  # torch's own initialisation, which is overwritten
+    kind.initialise(module, torch.Generator().manual_seed(derive_seed(seed, "model-init")))
+    module.forbid(spec.forbidden_ids)
+    return LoadedModel(module.eval(), tokenizer, spec, kind.name, None)
+
+
+def plan(
+    init: ModelInit,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    family: str = "llada",
+    block_length: int | None = None,
+) -> tuple[ModelFacts, DenoiserSpec]:
+    """What `create` would make, for a dry run: no weight is made.
+
+    Raises:
+        ModelError: as `create`, but for the memory.
+    """
+    kind, config, spec = _from_scratch(init, tokenizer, family, block_length)
+    return _facts(kind, skeleton(kind, config), bytes_on_disk=0, dtype=torch.float32), spec
+
+
+def _from_scratch(
+    init: ModelInit, tokenizer: PreTrainedTokenizerBase, family: str, block_length: int | None
+) -> tuple[Family, NetworkConfig, DenoiserSpec]:
     for role in ("mask", "eos", "pad"):
         if getattr(tokenizer, f"{role}_token_id") is None:
             raise ModelError(f"the tokenizer has no {role} token. Fix: use one of rl4dlm.models.tokenizers.")
-    kind = FAMILIES[family]
     config = made_config(
         family,
         init,
@@ -252,12 +280,18 @@ def create(
         pad_id=tokenizer.pad_token_id,
         block_length=block_length,
     )
-    spec = denoiser_spec(kind, config, tokenizer, "model.init")
-    with torch.random.fork_rng(devices=[]):
-        module = kind.build(config)  # torch's own initialisation, which is overwritten
-    kind.initialise(module, torch.Generator().manual_seed(derive_seed(seed, "model-init")))
-    module.forbid(spec.forbidden_ids)
-    return LoadedModel(module.eval(), tokenizer, spec, kind.name, None)
+    kind = FAMILIES[family]
+    return kind, config, denoiser_spec(kind, config, tokenizer, "model.init")
+
+
+def _require_memory(module: nn.Module) -> None:
+    """The weights of a network without storage fit into what the machine has left."""
+    needed, free = sum(4 * parameter.numel() for parameter in module.parameters()), free_memory()
+    if free is not None and needed > free:
+        raise ModelError(
+            f"model.init asks for {needed / 2**30:,.1f} GiB of float32 weights, and this machine has "
+            f"{free / 2**30:,.1f} GiB of memory left. Fix: lower model.init.d_model or model.init.n_layers."
+        )
 
 
 def denoiser(

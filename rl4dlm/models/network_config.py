@@ -91,6 +91,9 @@ class NetworkConfig:
         return dict(self.published)
 
 
+_INIT = "model.init"
+
+
 def read_config(family: str, data: Mapping[str, Any], where: str) -> NetworkConfig:
     """Check a published configuration and keep what shapes the network.
 
@@ -107,7 +110,8 @@ def read_config(family: str, data: Mapping[str, Any], where: str) -> NetworkConf
         ModelError: a key is missing, has the wrong type or size, or asks for another architecture.
     """
     source = released(family, str(data.get("model_type", "")))
-    reader = Reader(data, where, source.label)
+    folder = f"use a {source.label} checkpoint with its published config.json, or "
+    reader = Reader(data, where, "" if where == _INIT else folder)
     values = reader.read(source.fields)
     _require_neutral(reader, source)
     if source.backbone == "dit":
@@ -318,7 +322,7 @@ def made_config(
         "attention": "full" if block_length is None else "block_causal",
         "block_length": block_length,
     }
-    return read_config(family, {**source.written, **write(source.fields, values)}, "model.init")
+    return read_config(family, {**source.written, **write(source.fields, values)}, _INIT)
 
 
 def convert_config(data: Mapping[str, Any], *, mask_id: int, block_length: int | None) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class OpenFolder:
         Raises:
             ModelError: naming the first tensor that is missing, misshapen or unexpected.
         """
+        self._require_enough(headers)
         expected = dict(self.shapes)
         expected |= {alias: expected[name] for alias, name in self.aliases.items() if alias in headers}
         if self.tokenizer_to_convert is not None:
@@ -87,6 +88,18 @@ class OpenFolder:
         }
         files = {"": str(self.path), **{name: header.file for name, header in headers.items()}}
         require_same_tensors(expected, found, files)
+
+    def _require_enough(self, headers: Mapping[str, TensorHeader]) -> None:
+        """Every layer and every expert has a tensor: what the files cannot hold is not worth building."""
+        config, experts = self.config, self.config.experts
+        sparse = 0 if experts is None else config.num_hidden_layers - experts.num_dense_layers
+        parts = max(config.num_hidden_layers, 0 if experts is None else sparse * experts.num_experts)
+        if len(headers) < parts:
+            what = "layers" if experts is None else "layers and experts"
+            raise ModelError(
+                f"{self.path}: config.json asks for {parts} {what}, and the files hold {len(headers)} "
+                "tensors. Fix: use weights and config.json of the same model."
+            )
 
     def reader(self, headers: Mapping[str, TensorHeader], *, device: str, dtype: torch.dtype) -> OpenReader:
         """What reads the network's tensors one by one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,6 +20,8 @@ from rl4dlm.recipe.bounded import Unreadable, parse_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000
+"""What safetensors itself allows."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -95,6 +97,12 @@ def _read_sharded(folder: Path) -> dict[str, TensorHeader]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise ModelError(f"{index} has no weight_map from tensors to files. Fix: download the index again.")
+    outside = next((f for f in weight_map.values() if Path(f).name != f), None)
+    if outside is not None:
+        raise ModelError(
+            f"{index} puts a tensor into {outside!r}, which is no file of this folder. "
+            "Fix: download the index again."
+        )
     headers: dict[str, TensorHeader] = {}
     for name in dict.fromkeys(weight_map.values()):
         if not (folder / name).is_file():
@@ -112,33 +120,57 @@ def _read_sharded(folder: Path) -> dict[str, TensorHeader]:
 
 
 def _read_header(file: Path) -> dict[str, TensorHeader]:
-    """Parse one header and check that the file is as long as the header says."""
+    """Parse one header and check that the file holds what the header says, and nothing else."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             size = file.stat().st_size
             if length > size - 8:
                 raise ValueError("the file ends inside its header")
+            if length > _MAX_HEADER_BYTES:
+                raise ValueError(
+                    f"its header has {length:,} bytes; {_MAX_HEADER_BYTES:,} is the most there is"
+                )
             entries = parse_json(stream.read(length))
         entries.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        headers = {name: _checked(file, name, entry) for name, entry in entries.items()}
+        _require_extents(headers, [tuple(entry["data_offsets"]) for entry in entries.values()])
+        end = sum(header.num_bytes for header in headers.values())
         if 8 + length + end != size:
             raise ValueError(f"{size} bytes, its header promises {8 + length + end}")
-        return {
-            name: _checked(file, name, entry["dtype"], tuple(entry["shape"]))
-            for name, entry in entries.items()
-        }
+        return headers
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, IndexError) as error:
         raise _damaged(file, error) from None
 
 
-def _checked(file: Path, name: str, dtype: str, shape: tuple[int, ...]) -> TensorHeader:
+def _checked(file: Path, name: str, entry: Mapping[str, Any]) -> TensorHeader:
+    dtype, shape = entry["dtype"], entry["shape"]
     if dtype not in _DTYPES:
         raise ModelError(
             f"{file}: tensor {name} has dtype {dtype}; only {', '.join(_DTYPES)} can be trained. "
             "Fix: use the checkpoint that is not quantised."
         )
-    return TensorHeader(str(file), dtype, shape)
+    if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
+        raise ValueError(f"tensor {name} has the shape {shape}")
+    return TensorHeader(str(file), dtype, tuple(shape))
+
+
+def _require_extents(headers: Mapping[str, TensorHeader], extents: Sequence[tuple[int, ...]]) -> None:
+    """Tensors lie one after another, each as long as its shape says.
+
+    Raises:
+        ValueError: they do not.
+    """
+    place = 0
+    for (begin, end), (name, header) in sorted(
+        zip(extents, headers.items(), strict=True), key=lambda p: p[0]
+    ):
+        if begin != place or end != begin + header.num_bytes:
+            raise ValueError(
+                f"tensor {name} of shape {list(header.shape)} needs {header.num_bytes} bytes from {place}, "
+                f"and lies at {begin} to {end}"
+            )
+        place = end
 
 
 def _damaged(file: Path | str, error: Exception) -> ModelError:

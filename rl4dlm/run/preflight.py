@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from rl4dlm.data import (
     EVAL_UID,
     Example,
@@ -31,12 +33,12 @@ from rl4dlm.models import (
     build_bpe_tokenizer,
     build_char_tokenizer,
     create,
-    describe,
     encode,
     inspect,
     load_tokenizer,
     open_policy,
     options_of,
+    plan,
     require_quantisable,
     save,
 )
@@ -264,8 +266,9 @@ def starting_model(recipe: AnyRecipe, folder: RunFolder, checks: Checks) -> str:
 def _open_model(recipe: AnyRecipe) -> OpenedModel:
     """Tokenizer and facts of the recipe's model."""
     if recipe.model.init is not None:
-        made = scratch_model(recipe)
-        return OpenedModel(describe(made), made.spec, made.tokenizer, lambda: made)
+        tokenizer = _scratch_tokenizer(recipe)
+        facts, spec = plan(recipe.model.init, tokenizer, **_scratch_options(recipe))
+        return OpenedModel(facts, spec, tokenizer, partial(_make, recipe, tokenizer))
     path = recipe.model.path
     assert path is not None
     facts = inspect(path, **options_of(recipe.model))
@@ -402,21 +405,32 @@ def check_pairs(recipe: Recipe, pairs: list[Pair]) -> None:
 
 def scratch_model(recipe: AnyRecipe) -> LoadedModel:
     """The tokenizer and the network that `model.init` describes; only for a recipe that has it."""
+    return _make(recipe, _scratch_tokenizer(recipe))
+
+
+def _make(recipe: AnyRecipe, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
+    assert recipe.model.init is not None
+    return create(recipe.model.init, tokenizer, recipe.run.seed, **_scratch_options(recipe))
+
+
+def _scratch_options(recipe: AnyRecipe) -> dict[str, Any]:
+    family = "llada" if recipe.model.family == "auto" else recipe.model.family
+    return {"family": family, "block_length": recipe.model.block_length}
+
+
+def _scratch_tokenizer(recipe: AnyRecipe) -> PreTrainedTokenizerBase:
     init = recipe.model.init
     assert init is not None
     if init.tokenizer.type == "char":
         assert recipe.data.task is not None
-        tokenizer = build_char_tokenizer(open_task(recipe.data.task, recipe.run.seed).characters)
-    else:
-        seed, held_out = recipe.run.seed, recipe.eval.num_prompts
-        texts = (
-            example_texts(recipe.data, seed, held_out=held_out)
-            if isinstance(recipe, SFTRecipe)
-            else training_texts(recipe.data, seed, held_out=held_out)
-        )
-        tokenizer = build_bpe_tokenizer(texts, init.tokenizer.vocab_size)
-    family = "llada" if recipe.model.family == "auto" else recipe.model.family
-    return create(init, tokenizer, recipe.run.seed, family=family, block_length=recipe.model.block_length)
+        return build_char_tokenizer(open_task(recipe.data.task, recipe.run.seed).characters)
+    seed, held_out = recipe.run.seed, recipe.eval.num_prompts
+    texts = (
+        example_texts(recipe.data, seed, held_out=held_out)
+        if isinstance(recipe, SFTRecipe)
+        else training_texts(recipe.data, seed, held_out=held_out)
+    )
+    return build_bpe_tokenizer(texts, init.tokenizer.vocab_size)
 
 
 def _no_model(path: str) -> LoadedModel:

@@ -9,6 +9,7 @@ from rl4dlm.recipe.objectives import BlockObjective, Noise
 from rl4dlm.recipe.rules.backend import one_process_does_one_thing_at_a_time
 from rl4dlm.recipe.rules.base import SFT_RULES, Finding, sft_rule
 from rl4dlm.recipe.rules.model import (
+    a_model_from_scratch_has_its_own_mask,
     a_model_from_scratch_is_as_long_as_it_is_made,
     blocks_fit_the_family,
     char_tokenizer_has_characters,
@@ -125,6 +126,7 @@ def answers_have_a_source(recipe: SFTRecipe) -> Iterator[Finding]:
 
 SFT_RULES += [
     one_model_source,
+    a_model_from_scratch_has_its_own_mask,
     a_model_from_scratch_is_as_long_as_it_is_made,
     quantised_weights_stay_as_they_are,
     blocks_fit_the_family,

@@ -6,8 +6,10 @@ import json
 import shutil
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -306,6 +308,70 @@ def test_a_tokenizer_may_come_through_auto_tokenizer_when_its_code_is_trusted(fo
     plain, spec = models.load_tokenizer(folder)
     trusted, same = models.load_tokenizer(folder, trust_remote_code=True)
     assert same == spec and models.encode(trusted, "12=") == models.encode(plain, "12=")
+
+
+def lie(folder: Path, change: Callable[[dict[str, Any]], None], pad: int = 0) -> None:
+    """Rewrite the first shard's header, its tensors as they were, `pad` more bytes at the end."""
+    shard = min(folder.glob("*.safetensors"))
+    content = shard.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    entries = json.loads(content[8 : 8 + length])
+    change(entries)
+    text = json.dumps(entries).encode()
+    shard.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :] + b"\0" * pad)
+
+
+def first(entries: dict[str, Any]) -> dict[str, Any]:
+    return next(entry for name, entry in entries.items() if name != "__metadata__")
+
+
+LIES = {
+    "a shape that is larger than its bytes": lambda e: first(e).update(shape=[4096, 4096]),
+    "a shape that is smaller than its bytes": lambda e: first(e).update(shape=[1]),
+    "a negative size": lambda e: first(e).update(shape=[-1, -32]),
+    "a size that is no integer": lambda e: first(e).update(shape=[2.0, 3]),
+    "a shape of nothing but a number": lambda e: first(e).update(shape=7),
+    "an astronomic shape": lambda e: first(e).update(shape=[2**62, 2**62]),
+    "another width of numbers": lambda e: first(e).update(dtype="F64"),
+    "two tensors in one place": lambda e: list(e.values())[-1].update(
+        data_offsets=first(e)["data_offsets"], shape=first(e)["shape"]
+    ),
+    "offsets before the data": lambda e: first(e).update(data_offsets=[-8, 0]),
+    "an entry without offsets": lambda e: first(e).pop("data_offsets"),
+    "an entry that is no object": lambda e: e.update({"model.extra": 3}),
+    "metadata alone": lambda e: [e.pop(name) for name in list(e) if name != "__metadata__"],
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_header_that_lies_is_refused_before_anything_is_made(name, folder):
+    lie(folder, LIES[name])
+    assert "is truncated or damaged" in refusal(folder)
+
+
+def test_a_header_longer_than_any_is_not_read(folder):
+    shard = min(folder.glob("*.safetensors"))
+    with shard.open("r+b") as stream:  # sparse: a petabyte without a byte on disk
+        stream.write(struct.pack("<Q", 2**40))
+        stream.truncate(2**41)
+    started = time.perf_counter()
+    assert "its header has 1,099,511,627,776 bytes" in refusal(folder)
+    assert time.perf_counter() - started < 2.0
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors"])
+def test_an_index_stays_in_its_folder(name, folder):
+    index = folder / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    edit_json(index, weight_map={**weight_map, next(iter(weight_map)): name})
+    assert "which is no file of this folder" in refusal(folder)
+
+
+def test_layers_that_the_files_cannot_hold_are_refused_before_they_are_built(folder):
+    edit_json(folder / "config.json", n_layers=1000)
+    started = time.perf_counter()
+    assert "config.json asks for 1000 layers, and the files hold" in refusal(folder)
+    assert time.perf_counter() - started < 1.0
 
 
 def test_a_hub_name_without_network_is_refused_at_once(monkeypatch):

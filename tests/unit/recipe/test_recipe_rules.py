@@ -44,6 +44,12 @@ BROKEN = [
         "model.max_length",
         "model.init.max_sequence_length",
     ),
+    (
+        "a_model_from_scratch_has_its_own_mask",
+        ["model.mask_token=<mask>"],
+        "model.mask_token",
+        "leave it out",
+    ),
     ("quantised_weights_stay_as_they_are", ["model.quantization=4bit"], "model.quantization", "trainer.lora"),
     (
         "quantised_weights_stay_as_they_are",

@@ -20,6 +20,7 @@ BROKEN = [
     ("one_data_source", ["data.train=rows.jsonl"], "data.task", "exactly one"),
     ("char_tokenizer_has_characters", DATASET, "model.init.tokenizer.type", "byte_bpe"),
     ("a_model_from_scratch_is_as_long_as_it_is_made", ["model.max_length=9"], "model.max_length", "init.max"),
+    ("a_model_from_scratch_has_its_own_mask", ["model.mask_token=<mask>"], "model.mask_token", "leave it"),
     ("quantised_weights_stay_as_they_are", ["model.quantization=4bit"], "model.quantization", "trainer.lora"),
     (
         "experts_can_be_chosen",
