@@ -33,7 +33,7 @@ if str(Path(__file__).parent) not in sys.path:
 
 from reward_answers import places  # noqa: E402
 from reward_answers.numbers import Number, numbers_in  # noqa: E402
-from reward_answers.same import constant_in  # noqa: E402
+from reward_answers.same import constant_in, gives_several  # noqa: E402
 
 RANGE = (0.0, 1.0)
 EXAMPLES = [
@@ -112,7 +112,7 @@ def final_number(text: str) -> Number | None:
 def _number_of(place: str) -> Number | None:
     """The value of an answer, else the first number behind its last sign of equality."""
     value = constant_in(place)
-    if value is not None:
+    if value is not None or gives_several(place):
         return value
     found = numbers_in(place.rpartition("=")[2])
     return found[0] if found else None

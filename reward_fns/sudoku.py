@@ -5,9 +5,9 @@ empty cells that agree with the solution, below 1.0 (d1, arXiv:2504.12216: cells
 solution of the row). It departs from d1 in two ways: a quarter of d1's puzzles have several solutions, and
 any valid grid gets full marks; and a grid that changes a given or has too many digits cannot.
 
-The grid is read from the digits inside the last `<answer>...</answer>`; without it from the whole
-completion where that is nothing but digits and separators; else from the last run of exactly 16 (81)
-digits. Missing digits count as wrong.
+The grid is read from the digits inside the last `<answer>...</answer>`, `Row 1:` and the like aside;
+without it from the whole completion where that is nothing but digits and separators; else from the last
+run of exactly 16 (81) digits. Missing digits count as wrong.
 
 Columns `puzzle` and `solution` (or `Puzzle` and `Solution`): 16 or 81 digits row by row, 0 or . for an
 empty cell.
@@ -55,6 +55,8 @@ GOLD = ("solution", "Solution")
 
 _WIDTHS = {16: 4, 81: 9}
 _NO_DIGIT = re.compile(r"[^0-9]+")
+_LABEL = re.compile(r"^\W*(?:row|r|line)\s*[1-9]\s*[:.)|-]", re.IGNORECASE | re.MULTILINE)
+"""A row's name before its cells, whose digit is no cell."""
 _ONLY_DIGITS = re.compile(r"[0-9\s|,;+_-]*")
 _MAX_CHARS = 20_000
 
@@ -104,7 +106,8 @@ def _grid(completion: str, cells: int) -> str:
     text = completion[-_MAX_CHARS:]
     tagged = places.between(text, "<answer>", "</answer>")
     if tagged is not None:
-        return _NO_DIGIT.sub("", tagged)
+        digits = [_NO_DIGIT.sub("", part) for part in (tagged, _LABEL.sub("", tagged))]
+        return digits[1] if len(digits[1]) == cells else digits[0]
     if _ONLY_DIGITS.fullmatch(text):
         return _NO_DIGIT.sub("", text)
     runs = [run for run in _NO_DIGIT.split(text) if len(run) == cells]

@@ -74,13 +74,13 @@ _TOKEN = re.compile(
       )
       (?P<scale>\s?(?:hundred|thousand|million|billion|trillion)\b|[kK](?![A-Za-z0-9]))?
       (?P<percent>\s?\\?%|\s?percent\b)?
-      (?![0-9]|[.,:][0-9]|\s?/\s?[0-9]|[xyzn](?![A-Za-z])|_|\s?\^(?!\s?\{{?\s?\\circ))
-    | (?P<none>[0-9]+(?:(?:[.,:]|\s?/\s?)[0-9]+)*)
+      (?![0-9]|[.,:][0-9]|\s:\s[0-9]|\s?/\s?[0-9]|[xyzn](?![A-Za-z])|_|\s?\^(?!\s?\{{?\s?\\circ))
+    | (?P<none>[0-9]+(?:(?:[.,:]|\s:\s|\s?/\s?)[0-9]+)*)
     )
     """,
     re.VERBOSE,
 )
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3}
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3}
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _value(match: re.Match[str]) -> Number | None:
     scale = (match["scale"] or "").strip().lower()
     if number is None or not scale:
         return number
-    return Number(number.value * 10 ** _SCALES[scale])
+    return Number(number.value * 10 ** SCALES[scale])
 
 
 def _composed(match: re.Match[str]) -> Number | None:

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from . import values
 from .grammar import Node, number_node, parse
-from .numbers import Number, in_base
+from .numbers import SCALES, Number, in_base
 from .places import without_markdown
 from .regions import region_of, same_region
 from .tokens import Token, Unreadable, tokens_of, unit_name
@@ -91,6 +91,12 @@ def read(text: str) -> Answer | None:
         return None
 
 
+def gives_several(text: str) -> bool:
+    """An answer is a list, a pair or a set: it gives no single value."""
+    answer = read(text)
+    return answer is not None and answer.node.kind in ("list", "tuple", "set")
+
+
 def constant_in(text: str) -> Number | None:
     """The rational number that an answer as a whole is worth, a unit aside; None where it is worth none."""
     answer = read(text)
@@ -120,6 +126,8 @@ def _read(text: str) -> Answer:
     node = parse(rest[:end])
     if node.kind == "percent":
         words.append("percent")
+    if words and words[0].strip() in SCALES:
+        node = Node("times", (node, number_node(Number(Fraction(10 ** SCALES[words.pop(0).strip()])))))
     while node.kind == "degrees":
         node = node.parts[0]
         words.append("degree")

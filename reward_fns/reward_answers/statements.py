@@ -14,14 +14,21 @@ from .same import read
 
 _BLANK = " .\n\t$*`"
 _HEDGES = re.compile(
-    r"\b(?:or|least|most|more|less|fewer|not|no|cannot|between|under|over|except|than|either|neither|if)\b",
+    r"\b(?:or|least|most|more|less|fewer|not|no|cannot|between|under|over|except|than|either|neither|if|every|any|such|above|below)\b",
     re.IGNORECASE,
 )
 _INLINE = re.compile(r"(?<!\\)\$([^$\n]{1,400})\$|\\\(([^\n]{1,400}?)\\\)")
 MAX_ANSWER = 400
 """Characters of a reference that may be an answer as a whole."""
-MAX_ANSWER_WORDS = 12
-_WORKED = re.compile(r"[.!?;]\s+[A-Z$\\(]|\n\s*\S|[.!?]\s*\Z")
+MAX_ANSWER_WORDS = 25
+_SENTENCES = re.compile(r"[.!?;]\s+[A-Z$\\(]|\n\s*\S")
+_ASSERTS = re.compile(
+    r"[.!?]\Z|[.!?;]\s+[A-Z$\\(]|\n\s*\S|=|\b(?:is|are|was|equals?|gives?|gets?|takes?|has|have|makes?|needs?)\b"
+)
+"""Marks of a text that says something, and is not itself what is asked for."""
+_CHOICE = re.compile(
+    r"\A\W{0,3}\(?([A-Z])[.):]\s|\b(?:option|choice)\s+(?:is\s+)?\(?([A-Z])\b", re.IGNORECASE
+)
 
 
 def is_blank(text: str | None) -> bool:
@@ -30,11 +37,18 @@ def is_blank(text: str | None) -> bool:
 
 
 def stated(text: str) -> list[str]:
-    """What a sentence states: behind "the answer is", or its only formula or number; else nothing."""
+    """What a sentence states: behind "the answer is", a choice by its letter, its only formula or number."""
     phrase = places.behind_phrase(text)
     if phrase is not None and not is_blank(phrase):
-        return [phrase, *_only(phrase)]
-    return _only(text)
+        return [phrase, *_choice(phrase), *_only(phrase)]
+    return [*_choice(text), *_only(text)]
+
+
+def _choice(text: str) -> list[str]:
+    """The letter of `B. 12`, `(B) 12` or `option B`."""
+    found = _CHOICE.search(text.strip())
+    letter = (found[1] or found[2]) if found else ""
+    return [letter] if letter.isupper() else []
 
 
 def _only(text: str) -> list[str]:
@@ -61,18 +75,22 @@ def reference_of(text: str) -> str | None:
     if phrase is not None and not is_blank(phrase):
         only = _only(phrase) if read(phrase) is None else []
         return only[0] if only else phrase.strip().rstrip(".,;:")
-    if is_answer(text):
+    answer = read(text)
+    if answer is not None and not answer.before and len(text) <= MAX_ANSWER:
         return text.strip()
-    return _conclusion(text)
+    chosen = _choice(text) if re.search(r"\b(?:option|choice)\b", text, re.IGNORECASE) else []
+    found = chosen or (_only(text) if _ASSERTS.search(text.strip()) else [])
+    if found:
+        return found[0]
+    is_description = is_short(text) and (_HEDGES.search(text) or not _ASSERTS.search(text.strip()))
+    concluded = None if is_description else _conclusion(text)
+    return concluded or (text.strip() if is_short(text) else None)
 
 
-def is_answer(text: str) -> bool:
-    """The text is an answer and no worked solution: mathematics, or a few words that make no sentences."""
-    text = text.strip()
-    if len(text) <= MAX_ANSWER and read(text) is not None:
-        return True
+def is_short(text: str) -> bool:
+    """The text is a few words or one sentence, and may be an answer as a whole."""
     words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", " ", text))
-    return len(text) <= MAX_ANSWER and len(words) <= MAX_ANSWER_WORDS and not _WORKED.search(text.rstrip("."))
+    return len(text) <= MAX_ANSWER and len(words) <= MAX_ANSWER_WORDS and not _SENTENCES.search(text.strip())
 
 
 def _marked(text: str) -> str | None:

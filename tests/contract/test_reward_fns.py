@@ -253,6 +253,7 @@ SUDOKU = {"puzzle": "3102200002100320", "solution": "3142243142131324"}  # 8 cel
         ("1142243142131324", 7 / 8),  # all empty cells right, but a given was changed
         ("<answer>31422431421313244</answer>", 7 / 8),  # and too many digits
         ("<answer>3142</answer>", 1 / 8),  # the rest is missing
+        ("<answer>Row 1: 3 1 4 2\nRow 2: 2 4 3 1\nRow 3: 4 2 1 3\nRow 4: 1 3 2 4</answer>", 1.0),
         ("3102200002100320", 0.0),  # the puzzle again
         ("３１４２２４３１４２１３１３２４", 0.0),
         ("31422431421313240000", 7 / 8),
@@ -313,6 +314,9 @@ def test_sudoku_refuses_a_row_that_is_no_puzzle():
         ("<answer>18 3/4 cups</answer>", 0.0),
         ("18 thousand", 0.0),
         ("18:30", 0.0),
+        ("\\boxed{18 : 30}", 0.0),
+        ("\\boxed{18\\text{ or }20}", 0.0),
+        ("<answer>18, 20</answer>", 0.0),
         ("18/3/2024", 0.0),
         ("18x", 0.0),
         ("x18", 0.0),
