@@ -100,35 +100,49 @@ def _facts_table(recipe: AnyRecipe, checks: Preflight | SFTPreflight) -> Table:
     if recipe.reward is not None:
         names = [f if isinstance(f, str) else f.path for f in recipe.reward.functions]
         table.add_row("rewards", ", ".join(names) + ": loaded and tried on two samples")
-    device = f"{cluster.gpus_per_trainer:g} GPU" if cluster.gpus_per_trainer else "CPU"
-    worker = f"{cluster.gpus_per_rollout_worker:g} GPU" if cluster.gpus_per_rollout_worker else "CPU"
-    samplers = (
-        f"{cluster.num_rollout_workers} rollout worker(s) on {worker} each, {cluster.placement}; "
-        f"{cluster.num_reward_workers} reward worker(s); "
-    )
-    table.add_row(
-        "placement",
-        f"{cluster.num_trainers} trainer rank(s) on {device} each, "
-        f"{samplers if recipe.reward is not None else ''}"
-        f"{'local Ray cluster' if cluster.address is None else cluster.address}",
-    )
+    table.add_row("placement", _placement(recipe))
     if cluster.schedule != "sync":
         table.add_row("schedule", f"{cluster.schedule}: the next rollouts are drawn while an update runs")
     table.add_row("run folder", _run_folder(recipe))
     return table
 
 
+def _placement(recipe: AnyRecipe) -> str:
+    """Who would run where."""
+    cluster = recipe.cluster
+    if cluster.backend == "local":
+        return f"everything in this process, on {'one GPU' if cluster.gpus_per_trainer else 'the CPU'}"
+    device = f"{cluster.gpus_per_trainer:g} GPU" if cluster.gpus_per_trainer else "CPU"
+    worker = f"{cluster.gpus_per_rollout_worker:g} GPU" if cluster.gpus_per_rollout_worker else "CPU"
+    samplers = (
+        f"{cluster.num_rollout_workers} rollout worker(s) on {worker} each, {cluster.placement}; "
+        f"{cluster.num_reward_workers} reward worker(s); "
+    )
+    return (
+        f"{cluster.num_trainers} trainer rank(s) on {device} each, "
+        f"{samplers if recipe.reward is not None else ''}"
+        f"{'local Ray cluster' if cluster.address is None else cluster.address}"
+    )
+
+
 def _cost_tables(recipe: AnyRecipe, cost: Cost) -> Table:
-    stage = f"ZeRO-{recipe.trainer.zero_stage}, {'bf16' if recipe.trainer.bf16 else 'fp32'}"
+    precision = "bf16" if recipe.trainer.bf16 else "fp32"
+    local = recipe.cluster.backend == "local"
+    rank = (
+        f"memory of training ({precision})"
+        if local
+        else (f"memory per trainer rank (ZeRO-{recipe.trainer.zero_stage}, {precision})")
+    )
     table = Table(title="Estimates", title_justify="left")
     table.add_column("what")
     table.add_column("parts")
     table.add_column("total", justify="right")
-    table.add_row(f"memory per trainer rank ({stage})", *_bytes(cost.trainer))
+    table.add_row(rank, *_bytes(cost.trainer))
     if cost.trainer_host:
         table.add_row("host memory per trainer rank", "optimizer", human(cost.trainer_host))
     if cost.rollout:
-        table.add_row("memory per rollout worker", *_bytes(cost.rollout))
+        sampler = "memory of sampling besides" if local else "memory per rollout worker"
+        table.add_row(sampler, *_bytes(cost.rollout))
     table.add_row("disk", *_bytes(cost.disk))
     parts = ", ".join(f"{name} {count:,.0f}" for name, count in cost.forwards.items() if count)
     table.add_row("sequence forwards per update", parts, f"{sum(cost.forwards.values()):,.0f}")

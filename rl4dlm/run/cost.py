@@ -142,12 +142,18 @@ def _rank_bytes(
     weights = _weight_bytes(recipe, facts) + adapters
     return {
         "weights": _sharded(recipe, weights, 3),
-        "gradients": _sharded(recipe, trainable * size, 2),
+        # One process adds gradients in float32, in the masters' own.
+        "gradients": _sharded(recipe, trainable * (4 if recipe.cluster.backend == "local" else size), 2),
         "optimizer": 0.0 if recipe.trainer.offload_optimizer else _optimizer_bytes(recipe, facts),
         "reference": _sharded(recipe, facts.num_parameters * size, 3) if needs_reference else 0.0,
         "activations": _activation_bytes(recipe, facts, tokens),
         "logits": 3 * min(logit_rows, 1024) * facts.vocab_size * 4,
     }
+
+
+def _samples_with_trained(recipe: AnyRecipe) -> bool:
+    frozen = isinstance(recipe, Recipe) and recipe.algorithm.freezes_model
+    return recipe.cluster.backend == "local" and not frozen
 
 
 def _rollout_bytes(recipe: AnyRecipe, facts: ModelFacts, prompt_tokens: int) -> dict[str, float]:
@@ -157,7 +163,8 @@ def _rollout_bytes(recipe: AnyRecipe, facts: ModelFacts, prompt_tokens: int) -> 
     tokens = rollout.slots * (prompt_tokens + rollout.max_completion_length)
     widest = 4 * facts.hidden_size + 3 * facts.mlp_size
     return {
-        "weights": _weight_bytes(recipe, facts),
+        # In one process the sampler reads the trainer's weights, unless those are of another network.
+        "weights": 0.0 if _samples_with_trained(recipe) else _weight_bytes(recipe, facts),
         "activations": tokens * widest * size,
         "logits": 2 * rollout.slots * scored * facts.vocab_size * 4,
         "KV cache": 0.0 if rollout.cache == "none" else _num_cached(facts, tokens + rollout.slots) * size,

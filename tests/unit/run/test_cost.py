@@ -224,3 +224,12 @@ def test_keys_and_values_of_every_slot_are_kept_where_there_is_a_cache() -> None
     assert kept(LLADA, "rollout.cache=dual") == 4 * 209 * 2**19
     assert kept(replace(LLADA, num_kv_heads=8), "rollout.cache=dual") == 209 * 2**19
     assert kept(LLADA) == 0
+
+
+def test_in_one_process_the_sampler_reads_the_trained_weights_and_gradients_are_float32() -> None:
+    here = ["cluster.backend=local", "cluster.num_rollout_workers=1", "trainer.zero_stage=0"]
+    local = cost_of(of(*here, "cluster.num_trainers=1", "trainer.bf16=true"), LLADA, 200)
+    assert local.rollout["weights"] == 0 and local.trainer["gradients"] == 4 * BYTES
+    learned = ["rollout.remasking=learned", "rollout.policy=new", "algorithm={type: unmasking_policy}"]
+    policy = cost_of(of(*here, "cluster.num_trainers=1", *learned), LLADA, 200)
+    assert policy.rollout["weights"] == 4 * BYTES and policy.trainer["weights"] < 4e6
