@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rl4dlm.benchmarks.table import BENCHMARKS, Benchmark, Source
-from rl4dlm.data import EVAL_UID, open_renderer, read_rows
+from rl4dlm.data import EVAL_UID, TextFormat, open_renderer, read_rows
 from rl4dlm.errors import DataError, RecipeError
 from rl4dlm.recipe.sections import DataConfig
 from rl4dlm.types import Prompt
-
-Encode = Callable[[str], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,7 @@ def task_prompts(
     choice: TaskChoice,
     place: Place,
     *,
-    tokenizer: Any,
-    encode: Encode,
-    chat_template: Literal["auto", "none"],
+    texts: TextFormat,
     limit: int | None,
     max_prompt_tokens: int,
 ) -> list[Prompt]:
@@ -109,8 +105,7 @@ def task_prompts(
     `Prompt.uid` is `EVAL_UID` + the row's index in the file, so that seeds do not depend on the limit.
 
     Args:
-        tokenizer: applies its chat template where `chat_template` is `auto` and it has one.
-        encode: text -> ids without special tokens.
+        texts: how texts become ids.
         max_prompt_tokens: what the model's positions leave beside the completion.
 
     Raises:
@@ -120,7 +115,7 @@ def task_prompts(
     where = f"task {task.name}: {place.path}"
     rows = read_rows(place.path, place.split, place.subset, key=f"task {task.name}")
     _require_columns(task, rows.column_names, where)
-    renderer = open_renderer(DataConfig(train=place.path), tokenizer, chat_template)
+    renderer = open_renderer(DataConfig(train=place.path), texts)
     prompts: list[Prompt] = []
     for index, row in _wanted(rows, place.source):
         if limit is not None and len(prompts) >= limit:
@@ -130,7 +125,7 @@ def task_prompts(
         # Without a chat template a line break keeps the prefill apart from the question.
         text = renderer.text(f"{task.instruction}\n\n{question}", {}, here)
         text += task.prefill if renderer.chat else f"\n{task.prefill}"
-        ids = tuple(encode(text))
+        ids = renderer.encode(text, here)
         if len(ids) > max_prompt_tokens:
             raise DataError(
                 f"{here}: the prompt has {len(ids)} tokens, and the model has room for {max_prompt_tokens} "

@@ -36,13 +36,13 @@ from rl4dlm.benchmarks.task_run import GREEDY, SAMPLED, TaskRun, run_task, task_
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import CheckpointError, RecipeError
 from rl4dlm.loops.session import sampling
-from rl4dlm.models import encode, inspect, load_tokenizer, options_of
+from rl4dlm.models import inspect, load_tokenizer, options_of
 from rl4dlm.models.folders import find_folder
 from rl4dlm.recipe import Recipe, load_recipe
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.rollout import check_sampler
-from rl4dlm.run.preflight import check_devices, check_graphs
+from rl4dlm.run.preflight import check_devices, check_graphs, text_format
 from rl4dlm.tracking.environment import describe_environment
 from rl4dlm.tracking.files import replace_file
 
@@ -174,7 +174,7 @@ def _open_jobs(request: SuiteRequest, recipe: Recipe, choices: Sequence[TaskChoi
     check_graphs(recipe.rollout, facts)
     for sampler in specs.values():
         check_sampler(sampler, model)
-    identity = _model_identity(path)
+    identity, template_kwargs = _model_identity(path), recipe.model.chat_template_kwargs
     jobs = []
     for choice in choices:
         task = choice.benchmark
@@ -182,9 +182,7 @@ def _open_jobs(request: SuiteRequest, recipe: Recipe, choices: Sequence[TaskChoi
         prompts = task_prompts(
             choice,
             place,
-            tokenizer=tokenizer,
-            encode=partial(encode, tokenizer),
-            chat_template=recipe.model.chat_template,
+            texts=text_format(recipe.model, tokenizer, model),
             limit=request.limit,
             max_prompt_tokens=facts.max_length - length,
         )
@@ -197,6 +195,7 @@ def _open_jobs(request: SuiteRequest, recipe: Recipe, choices: Sequence[TaskChoi
             "data": {"path": place.path, "split": place.split},
             "prompt": hashlib.sha256(f"{task.instruction}{task.prefill}".encode()).hexdigest()[:16],
             "chat_template": recipe.model.chat_template,
+            **({"chat_template_kwargs": template_kwargs} if template_kwargs else {}),
             "model": identity,
             "dtype": "bfloat16" if recipe.trainer.bf16 else "float32",
             "decode": {mode: spec.describe() for mode, spec in specs.items()},

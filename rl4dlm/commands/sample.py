@@ -15,7 +15,7 @@ from rich.text import Text
 
 from rl4dlm.recipe.rollout_section import RolloutConfig
 from rl4dlm.recipe.samplers import CACHES, SAMPLERS
-from rl4dlm.recipe.sections import DataConfig
+from rl4dlm.recipe.sections import DataConfig, ModelConfig
 from rl4dlm.tracking.samples import visible
 
 
@@ -25,18 +25,21 @@ def sample_model(
     """Sample completions of one prompt in this process; on a terminal the denoising is shown as it
     happens."""
     from rl4dlm.data import open_renderer
+    from rl4dlm.data.messages import as_prompt
     from rl4dlm.decoding import SamplerSpec
     from rl4dlm.diffusion.seeds import derive_seed
-    from rl4dlm.models import denoiser, encode, load, open_policy
+    from rl4dlm.models import denoiser, load, open_policy
     from rl4dlm.rollout import Engine, Request
+    from rl4dlm.run.preflight import text_format
 
-    rollout = _sampler_section(recipe, settings)
+    rollout, model = _sampler_sections(recipe, settings)
     if rollout.policy:
         open_policy(rollout.policy)
     loaded = load(path)
-    renderer = open_renderer(DataConfig(train="--prompt"), loaded.tokenizer, "auto")
-    text = renderer.text(prompt, {}, "--prompt")
-    ids = encode(loaded.tokenizer, text)
+    texts = text_format(model, loaded.tokenizer, loaded.spec)
+    renderer = open_renderer(DataConfig(train="--prompt"), texts)
+    asked = as_prompt(prompt, as_text=False, where="--prompt")
+    text, ids = renderer.prompt(asked, {}, "--prompt")
     requests = [
         Request(0, index, derive_seed(seed, "sample", prompt, index), ids) for index in range(num_samples)
     ]
@@ -81,27 +84,27 @@ def _plain(summary: str) -> str:
     return summary.replace("`", "")
 
 
-def _sampler_section(recipe: str | None, settings: list[str]) -> RolloutConfig:
-    """The rollout section of a recipe, or the defaults, with settings changed."""
+def _sampler_sections(recipe: str | None, settings: list[str]) -> tuple[RolloutConfig, ModelConfig]:
+    """The sections of a recipe, or the defaults, with settings changed: of the sampler, or `model.KEY`."""
     from rl4dlm.recipe import load_recipe
-    from rl4dlm.recipe.loader import check, parse_override
+    from rl4dlm.recipe.loader import check, layered, parse_override
     from rl4dlm.recipe.rules.sampling import SAMPLER_RULES
 
-    overrides = [f"rollout.{setting}" for setting in settings]
+    overrides = [s if s.startswith("model.") else f"rollout.{s}" for s in settings]
     if recipe is not None:
         inside = Path(recipe) / "recipe.yaml"
-        return load_recipe(inside if inside.is_file() else recipe, overrides, rules=SAMPLER_RULES).rollout
-    rollout: dict[str, Any] = {}
-    for override in overrides:
-        rollout |= parse_override(override)["rollout"]
-    values = {
+        loaded = load_recipe(inside if inside.is_file() else recipe, overrides, rules=SAMPLER_RULES)
+        return loaded.rollout, loaded.model
+    values: dict[str, Any] = {
         "model": {"path": "given with --model"},
         "data": {"task": {"name": "sort"}},
         "reward": {"functions": ["sort"]},
         "algorithm": {"type": "gdpo"},
-        "rollout": rollout,
     }
-    return check(values, where="--set", rules=SAMPLER_RULES).rollout
+    for override in overrides:
+        values = layered(values, parse_override(override))
+    checked = check(values, where="--set", rules=SAMPLER_RULES)
+    return checked.rollout, checked.model
 
 
 # Colours of a committed token, from unsure to sure: the probability that it was committed with.

@@ -9,10 +9,10 @@ from rl4dlm.data.examples import Example
 from rl4dlm.data.kept import KeptPrompts, training_prompt
 from rl4dlm.data.preferences import preference_pairs
 from rl4dlm.data.prompts import PromptSource, open_prompts
-from rl4dlm.data.render import open_renderer
+from rl4dlm.data.render import Renderer, TextFormat, open_renderer
 from rl4dlm.data.source import read_rows
 from rl4dlm.data.tasks import EVAL_UID, Instance, Task, open_task, split_of
-from rl4dlm.data.texts import example_texts, training_texts
+from rl4dlm.data.texts import training_texts
 
 __all__ = [
     "CONVENTIONS",
@@ -24,9 +24,10 @@ __all__ = [
     "KeptPrompts",
     "PromptSource",
     "Reading",
+    "Renderer",
     "Task",
+    "TextFormat",
     "demonstrations",
-    "example_texts",
     "map_columns",
     "open_examples",
     "open_prompts",

@@ -3,13 +3,12 @@ cursor."""
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +17,12 @@ from rl4dlm.data.examples import Example
 from rl4dlm.data.order import EpochOrder
 from rl4dlm.data.pairs import PairColumns, pair_columns
 from rl4dlm.data.prompts import PromptSource, eval_split, open_prompts
-from rl4dlm.data.render import Renderer, open_renderer
-from rl4dlm.data.rows import Encode
-from rl4dlm.data.source import read_rows
+from rl4dlm.data.render import Renderer, TextFormat, open_renderer
+from rl4dlm.data.rows import open_split
 from rl4dlm.data.table import Rows
 from rl4dlm.data.tasks import EVAL_UID, Task, open_task
 from rl4dlm.errors import DataError
+from rl4dlm.recipe.bounded import Unreadable, parse_json
 from rl4dlm.recipe.supervised import SFTDataConfig
 from rl4dlm.types import FORCED, SAMPLED, DenoiserSpec, Prompt
 
@@ -32,9 +31,7 @@ from rl4dlm.types import FORCED, SAMPLED, DenoiserSpec, Prompt
 class Reading:
     """What turns texts into examples besides the columns."""
 
-    tokenizer: Any
-    encode: Encode
-    chat_template: Literal["auto", "none"]
+    texts: TextFormat
     spec: DenoiserSpec
     canvas: int
     """Longest completion, tokens."""
@@ -80,14 +77,7 @@ def open_examples(data: SFTDataConfig, reading: Reading) -> ExampleSource:
         DataError: anything a file, a row or a setting can get wrong, named with its remedy.
     """
     if data.task is not None:
-        prompts = open_prompts(
-            data,
-            tokenizer=reading.tokenizer,
-            encode=reading.encode,
-            chat_template=reading.chat_template,
-            seed=reading.seed,
-            num_eval=reading.num_eval,
-        )
+        prompts = open_prompts(data, reading.texts, seed=reading.seed, num_eval=reading.num_eval)
         return TaskExamples(data, open_task(data.task, reading.seed), prompts, reading)
     return DatasetExamples(data, reading)
 
@@ -103,9 +93,8 @@ class TaskExamples(ExampleSource):
         self._make = partial(
             demonstrations,
             task,
-            reading.encode,
+            prompts.renderer,
             completion_length=reading.canvas,
-            render=prompts.render,
             gold=gold,
         )
         self._make(indices=range(1))
@@ -131,6 +120,7 @@ class DatasetExamples(ExampleSource):
 
     def __init__(self, data: SFTDataConfig, reading: Reading) -> None:
         self.notes = []
+        self._renderer = open_renderer(data, reading.texts)
         self._train = self._open(data, reading, data.train or "", data.train_split, "data.train")
         self._eval = self._train
         if data.eval is not None:
@@ -146,13 +136,14 @@ class DatasetExamples(ExampleSource):
         self._order = EpochOrder(self.num_train, seed=reading.seed, shuffle=data.shuffle)
         source = "held out from the end of data.train" if data.eval is None else "the first of data.eval"
         self.notes.append(f"{self.num_train} training examples; evaluation: {len(self._held_out)}, {source}")
+        self.notes += self._renderer.remarks()
 
     def _open(self, data: SFTDataConfig, reading: Reading, path: str, split: str, key: str) -> ExampleRows:
-        rows = open_example_rows(data, reading, path, split, key)
+        rows = open_example_rows(data, reading, path, split, key, self._renderer)
         self.notes.append(f"{rows.where}: {len(rows.dataset)} rows; {rows.columns.sentence}")
         return rows
 
-    def _note_left_out(self, role: str, rows: ExampleRows, usable: Usable) -> None:
+    def _note_left_out(self, role: str, rows: ExampleRows, usable: Pieces) -> None:
         if usable.num_poor:
             self.notes.append(f"{role}: {usable.num_poor} rows have a reward below data.min_reward")
         if usable.num_overlong:
@@ -185,7 +176,7 @@ Piece = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Usable:
+class Pieces:
     """What can be learned from a range of rows."""
 
     pieces: list[Piece]
@@ -196,10 +187,10 @@ class Usable:
     """Rows below `data.min_reward`."""
 
 
-def _hold_out(usable: Usable, num_eval: int, where: str) -> tuple[Usable, list[Piece]]:
+def _hold_out(usable: Pieces, num_eval: int, where: str) -> tuple[Pieces, list[Piece]]:
     """The last pieces for evaluation, and the others whose prompts are not among them."""
     first = len(usable.pieces) - num_eval
-    kept = Usable(usable.pieces[max(0, first) :], usable.prompts[max(0, first) :], 0, 0)
+    kept = Pieces(usable.pieces[max(0, first) :], usable.prompts[max(0, first) :], 0, 0)
     taken = set(kept.prompts) - {hash(())}  # texts have no prompt to share
     train = [
         piece
@@ -227,7 +218,7 @@ class ExampleRows:
     where: str
     """Recipe key and path, for messages."""
 
-    def usable(self, rows: range, limit: int | None) -> Usable:
+    def usable(self, rows: range, limit: int | None) -> Pieces:
         """Read and count the tokens of `rows` in order, until `limit` pieces are usable.
 
         Raises:
@@ -236,8 +227,7 @@ class ExampleRows:
         pieces: list[Piece] = []
         prompts: list[int] = []
         num_overlong = num_poor = 0
-        for index in rows:
-            row = self.dataset[index]
+        for index, row in self.dataset.scan(rows):
             if not self._is_good(row, index):
                 num_poor += 1
                 continue
@@ -259,7 +249,7 @@ class ExampleRows:
                 "reward.\nFix: raise data.max_prompt_length and rollout.max_completion_length, set "
                 "data.overlong: truncate, or lower data.min_reward."
             )
-        return Usable(pieces[:limit], prompts[:limit], num_overlong, num_poor)
+        return Pieces(pieces[:limit], prompts[:limit], num_overlong, num_poor)
 
     def examples(self, pieces: Sequence[Piece]) -> list[Example]:
         """Pieces as examples; what is too long is cut: prompts on the left, completions on the right."""
@@ -277,14 +267,25 @@ class ExampleRows:
         uid = EVAL_UID + index
         if self.columns.kind == "recorded":
             ids = tuple(int(i) for i in row["prompt_ids"])
-            given = json.loads(row["prompt"]) if "prompt" in row else ""
-            columns = json.loads(row["prompt_columns"]) if "prompt_columns" in row else {}
+            given = self._json_of(row, index, "prompt", "")
+            columns = self._json_of(row, index, "prompt_columns", {})
             return Prompt(uid, given, row.get("prompt_text") or "", ids, columns)
         where = f"{self.where}, row {index}"
         given, completion = self.columns.read(row, where, as_text=self.renderer.template is not None)
-        text = self.renderer.text(given, row, where)
-        ids = tuple(self.reading.encode(text))[-self.data.max_prompt_length :]
-        return Prompt(uid, given, text, ids, self.columns.handed_on(row, completion))
+        text, whole = self.renderer.prompt(given, row, where)
+        columns = self.columns.handed_on(row, completion)
+        return Prompt(uid, given, text, whole[-self.data.max_prompt_length :], columns)
+
+    def _json_of(self, row: Mapping[str, Any], index: int, name: str, absent: Any) -> Any:
+        """What a run has written as JSON into a column of its rollouts."""
+        if row.get(name) is None:
+            return absent
+        try:
+            return parse_json(row[name])
+        except (Unreadable, TypeError) as error:
+            raise DataError(
+                f"{self.where}, row {index}: column `{name}`: {error}.\nFix: use rollouts that a run wrote."
+            ) from None
 
     def _is_good(self, row: Mapping[str, Any], index: int) -> bool:
         """Whether a row's reward reaches `data.min_reward`; a reward that failed is none."""
@@ -301,36 +302,34 @@ class ExampleRows:
         if self.columns.kind == "recorded":
             return [self._recorded(row, index)]
         where = f"{self.where}, row {index}"
-        prompt, completion = self.columns.read(row, where, as_text=self.renderer.template is not None)
         if self.columns.kind == "texts":
-            return list(self._windows(completion, index))
-        asked, answer = self.renderer.pair(prompt, completion, row, where)
-        ids = list(self.reading.encode(answer))
-        if self.renderer.chat:
-            ids = _up_to_last_stop(ids, self.reading.spec.stop_ids)
+            return list(self._windows(self.columns.text(row, where), index, where))
+        prompt, completion = self.columns.read(row, where, as_text=self.renderer.template is not None)
+        asked, written = self.renderer.example(prompt, completion, row, where)
+        ids = list(written)
         steps = self._given_steps(row, ids, where) if self.reading.traced else None
-        return [Example(index, _ids(self.reading.encode(asked)), _ids(ids), step_map=steps)]
+        return [Example(index, _ids(asked), _ids(ids), step_map=steps)]
 
-    def _windows(self, text: str, index: int) -> Iterator[Example]:
+    def _windows(self, text: str, index: int, where: str) -> Iterator[Example]:
         """A text in windows of the canvas; the first token of each is given."""
-        ids = [*self._bos(), *self.reading.encode(text)]
+        ids = [*self._bos(), *self.renderer.encode(text, where)]
         for start in range(0, len(ids) - 1, self.reading.canvas):
             window = ids[start : start + self.reading.canvas + 1]
             ended = start + len(window) == len(ids)
             yield Example(index, _ids(window[:1]), _ids(window[1:]), ended, filled=False)
 
     def _bos(self) -> list[int]:
-        bos = getattr(self.reading.tokenizer, "bos_token_id", None)
+        bos = getattr(self.reading.texts.tokenizer, "bos_token_id", None)
         return [] if bos is None else [bos]
 
     def _recorded(self, row: Mapping[str, Any], index: int) -> Example:
         """A rollout: its completion, or under `trace` the whole canvas with its steps."""
-        ids, prompt = _ids(row["completion_ids"]), _ids(row["prompt_ids"])
+        where = f"{self.where}, row {index}"
+        prompt, ids = (self._token_ids(row, name, where) for name in ("prompt_ids", "completion_ids"))
         length = int(row.get("completion_len") or len(ids))
         if not self.reading.traced:
             stopped = length > 0 and int(ids[length - 1]) in self.reading.spec.stop_ids
             return Example(index, prompt, ids[:length], ended=length < len(ids) or stopped)
-        where = f"{self.where}, row {index}"
         steps = _ids(self._steps_of(row, where))
         if len(steps) != len(ids):
             raise _wrong_steps(where, len(steps), f"{len(ids)} tokens of completion_ids")
@@ -338,6 +337,25 @@ class ExampleRows:
             drawn = np.isin(np.asarray(row["kind"]), (SAMPLED, FORCED))
             steps = np.where(drawn, steps, -1).astype(np.int32)
         return Example(index, prompt, ids, ended=False, step_map=steps)
+
+    def _token_ids(self, row: Mapping[str, Any], name: str, where: str) -> np.ndarray:
+        """int32 `[length]`: recorded ids that the model can read."""
+        spec = self.reading.spec
+        try:
+            ids = np.asarray(row[name], dtype=np.int64)
+        except (TypeError, ValueError, OverflowError):
+            ids = np.full(1, -1)
+        if ids.ndim != 1 or (len(ids) and not 0 <= ids.min() <= ids.max() < spec.vocab_size):
+            raise DataError(
+                f"{where}: `{name}` is no list of token ids from 0 to {spec.vocab_size - 1}.\n"
+                "Fix: use rollouts of a model with this tokenizer."
+            )
+        if np.isin(ids, spec.forbidden_ids).any():
+            raise DataError(
+                f"{where}: `{name}` holds the mask ({spec.mask_id}) or another id that no text has.\n"
+                "Fix: remove the row, or use rollouts of a model with this tokenizer."
+            )
+        return _ids(ids)
 
     def _given_steps(self, row: Mapping[str, Any], ids: list[int], where: str) -> np.ndarray:
         """The step map that comes with a text, over its tokens; it may cover end-of-text as well."""
@@ -386,17 +404,17 @@ class ExampleRows:
         )
 
 
-def open_example_rows(data: SFTDataConfig, reading: Reading, path: str, split: str, key: str) -> ExampleRows:
+def open_example_rows(
+    data: SFTDataConfig, reading: Reading, path: str, split: str, key: str, renderer: Renderer
+) -> ExampleRows:
     """Open one split and decide its columns.
 
     Raises:
         DataError: the dataset cannot be read, or a column is missing.
     """
     where = f"{key} = {path}"
-    dataset = read_rows(path, split, data.subset, key=key)
+    dataset = open_split(data, path, split, key, renderer)
     columns = pair_columns(dataset.column_names, data, where)
-    renderer = open_renderer(data, reading.tokenizer, reading.chat_template)
-    renderer.check_columns(dataset.column_names, where)
     for name, wanted, why in (
         ("reward", data.min_reward is not None, "data.min_reward"),
         ("step_map", reading.traced, "sft.objective.type = trace"),
@@ -411,12 +429,6 @@ def open_example_rows(data: SFTDataConfig, reading: Reading, path: str, split: s
 
 def _ids(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.int32)
-
-
-def _up_to_last_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
-    """Without what a chat template writes after the end of the turn (a line's end)."""
-    stops = [i for i, token in enumerate(ids) if token in stop_ids]
-    return ids[: stops[-1] + 1] if stops else ids
 
 
 def _wrong_steps(where: str, found: int, wanted: str) -> DataError:

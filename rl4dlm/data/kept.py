@@ -35,7 +35,8 @@ class KeptPrompts(PromptSource):
                 "Fix: raise data.over_denoising.num_prompts, or remove the filter: of the prompts tried, the "
                 "model solves some and fails at others, but spoils none that it had solved."
             )
-        self.notes: list[str] = []
+        super().__init__(source.renderer)
+        self.notes = []
         self.num_train = len(kept)
         self._source, self._kept = source, list(kept)
         self._order = EpochOrder(len(kept), seed=seed, shuffle=shuffle)
@@ -51,9 +52,6 @@ class KeptPrompts(PromptSource):
 
     def eval_prompts(self, n: int | None = None) -> list[Prompt]:
         return self._source.eval_prompts(n)
-
-    def render(self, prompt: str) -> str:
-        return self._source.render(prompt)
 
 
 def training_prompt(source: PromptSource, number: int) -> Prompt:

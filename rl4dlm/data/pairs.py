@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl4dlm.data.columns import CONVENTIONS, NOT_HANDED_ON, map_columns
-from rl4dlm.data.render import Messages, clean_prompt
+from rl4dlm.data.messages import Message, Messages, as_answer, as_prompt, split_conversation
 from rl4dlm.errors import DataError
 from rl4dlm.recipe.supervised import SFTDataConfig
 
@@ -42,34 +42,38 @@ class PairColumns:
             return f"texts in `{self.completion}`, without prompts"
         return f"prompt from `{self.prompt}`, completion from `{self.completion}`"
 
-    def read(self, row: Mapping[str, Any], where: str, *, as_text: bool) -> tuple[str | Messages, str]:
-        """Prompt and completion of a row with texts; the prompt of a text is empty.
+    def read(self, row: Mapping[str, Any], where: str, *, as_text: bool) -> tuple[str | Messages, Message]:
+        """Prompt and completion of a row of pairs or messages.
 
         Args:
             as_text: a prompt template will wrap the prompt.
 
         Raises:
-            DataError: one of them is empty or no text.
+            DataError: one of them is empty, or of no known form.
         """
         value = row[self.completion]
-        if self.kind == "texts":
-            return "", _text(value, self.completion, where)
         if self.kind == "messages":
-            return _split_messages(value, self.completion, where)
+            return split_conversation(value, self.completion, where)
         assert self.prompt is not None
         if row[self.prompt] in (None, "", []):
             raise DataError(
                 f"{where}: the prompt in column `{self.prompt}` is empty.\nFix: fill or remove the row."
             )
-        prompt = clean_prompt(row[self.prompt], as_text=as_text, where=where)
-        if isinstance(value, list):
-            value = _only_answer(value, self.completion, where)
-        return prompt, _text(value, self.completion, where)
+        prompt = as_prompt(row[self.prompt], as_text=as_text, where=where)
+        return prompt, as_answer(value, self.completion, where)
 
-    def handed_on(self, row: Mapping[str, Any], completion: str) -> dict[str, Any]:
+    def text(self, row: Mapping[str, Any], where: str) -> str:
+        """The text of a row without a prompt.
+
+        Raises:
+            DataError: it is empty or no text.
+        """
+        return _text(row[self.completion], self.completion, where)
+
+    def handed_on(self, row: Mapping[str, Any], completion: Message) -> dict[str, Any]:
         """The columns for reward functions, `answer` among them."""
         columns = {name: value for name, value in row.items() if name not in NOT_HANDED_ON}
-        return {**columns, "answer": completion if self.answer is None else row[self.answer]}
+        return {**columns, "answer": completion["content"] if self.answer is None else row[self.answer]}
 
 
 def pair_columns(names: Sequence[str], data: SFTDataConfig, where: str) -> PairColumns:
@@ -120,8 +124,9 @@ def _named(names: Sequence[str], data: SFTDataConfig, where: str) -> Found | Non
 def _detected(names: Sequence[str]) -> Found | None:
     if all(name in names for name in _RECORDED):
         return "recorded", *_RECORDED
-    if "messages" in names:
-        return "messages", None, "messages"
+    for conversation in ("messages", "conversations"):
+        if conversation in names:
+            return "messages", None, conversation
     for prompt, completion in (("prompt", "completion"), ("question", "answer")):
         if prompt in names and completion in names:
             return "pairs", prompt, completion
@@ -131,29 +136,5 @@ def _detected(names: Sequence[str]) -> Found | None:
 def _text(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str) or not value:
         state = "is empty" if value in (None, "", []) else f"is of type {type(value).__name__}, not text"
-        raise DataError(
-            f"{where}: the completion in column `{column}` {state}.\nFix: fill or remove the row."
-        )
+        raise DataError(f"{where}: the text in column `{column}` {state}.\nFix: fill or remove the row.")
     return value
-
-
-def _only_answer(value: Any, column: str, where: str) -> str:
-    """The content of a completion given as messages."""
-    messages = clean_prompt(value, as_text=False, where=where) if value else []
-    if len(messages) != 1 or isinstance(messages, str) or messages[0]["role"] != "assistant":
-        raise DataError(
-            f"{where}: the completion in column `{column}` is not one message of the assistant.\n"
-            "Fix: put earlier turns into the prompt."
-        )
-    return messages[0]["content"]
-
-
-def _split_messages(value: Any, column: str, where: str) -> tuple[Messages, str]:
-    """A conversation as what came before the last message, and that message."""
-    messages = clean_prompt(value, as_text=False, where=where) if isinstance(value, list) and value else []
-    if isinstance(messages, str) or len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise DataError(
-            f"{where}: the conversation in column `{column}` does not end with an answer of the assistant.\n"
-            "Fix: remove what follows the answer, or the row."
-        )
-    return messages[:-1], messages[-1]["content"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any, Literal
 
 import numpy as np
 
 from rl4dlm.data.order import EpochOrder
-from rl4dlm.data.render import Renderer, open_renderer
-from rl4dlm.data.rows import Encode, PromptRows, Usable, open_rows
+from rl4dlm.data.render import Renderer, TextFormat, open_renderer
+from rl4dlm.data.rows import PromptRows, Usable, open_rows
 from rl4dlm.data.source import is_file
 from rl4dlm.data.tasks import EVAL_UID, Task, open_task
 from rl4dlm.data.tasks.base import Instance, Split
@@ -28,8 +27,11 @@ class PromptSource(ABC):
     num_train: int | None
     """Usable training rows; None for a procedural task, which has no end."""
 
+    renderer: Renderer
+    """Makes texts and ids of prompts, and of the answers to them."""
+
     def __init__(self, renderer: Renderer) -> None:
-        self._renderer = renderer
+        self.renderer = renderer
         chat = "the tokenizer's chat template is applied" if renderer.chat else "no chat template is applied"
         self.notes = [f"prompts: {chat}"]
 
@@ -48,49 +50,32 @@ class PromptSource(ABC):
         A dataset gives at most `eval.num_prompts`.
         """
 
-    def render(self, prompt: str) -> str:
-        """What the model reads for a text prompt without other columns, such as a demonstration's."""
-        return self._renderer.text(prompt, {}, "demonstration")
 
-
-def open_prompts(
-    data: DataConfig,
-    *,
-    tokenizer: Any,
-    encode: Encode,
-    chat_template: Literal["auto", "none"],
-    seed: int,
-    num_eval: int,
-) -> PromptSource:
+def open_prompts(data: DataConfig, texts: TextFormat, *, seed: int, num_eval: int) -> PromptSource:
     """Open a recipe's data and check that every row can be used.
 
     Args:
         data: the recipe's section.
-        tokenizer: a Hugging Face tokenizer; applies its chat template and decodes prompts that were cut.
-        encode: text -> ids. Adds special tokens neither to text nor to a rendered chat template.
-        chat_template: `model.chat_template`.
+        texts: how texts become ids.
         seed: the run's.
         num_eval: `eval.num_prompts`.
 
     Raises:
         DataError: anything a file, a row or a setting can get wrong, named with its remedy.
     """
-    renderer = open_renderer(data, tokenizer, chat_template)
+    renderer = open_renderer(data, texts)
     if data.task is not None:
-        return TaskPrompts(data, open_task(data.task, seed), renderer, encode, num_eval)
-    return DatasetPrompts(data, renderer, tokenizer, encode, seed, num_eval)
+        return TaskPrompts(data, open_task(data.task, seed), renderer, num_eval)
+    return DatasetPrompts(data, renderer, seed, num_eval)
 
 
 class TaskPrompts(PromptSource):
     """Prompts of a procedural task: update u draws the training instances u * n to u * n + n - 1."""
 
-    def __init__(
-        self, data: DataConfig, task: Task, renderer: Renderer, encode: Encode, num_eval: int
-    ) -> None:
+    def __init__(self, data: DataConfig, task: Task, renderer: Renderer, num_eval: int) -> None:
         super().__init__(renderer)
         self.num_train = None
         self._task = task
-        self._encode = encode
         self._max_length = data.max_prompt_length
         self._num_eval = num_eval
         self.notes.append(f"data.task: {task.name}; train and evaluation share no {task.key_name}")
@@ -106,8 +91,7 @@ class TaskPrompts(PromptSource):
     def _prompt(self, split: Split, index: int) -> Prompt:
         instance: Instance = self._task.instance(split, index)
         where = f"data.task: {self._task.name}, {split} instance {index}"
-        text = self._renderer.text(instance.prompt, instance.columns, where)
-        ids = tuple(self._encode(text))
+        text, ids = self.renderer.prompt(instance.prompt, instance.columns, where)
         if len(ids) > self._max_length:
             # An endless stream has no rows to drop, and half a problem is another problem.
             raise DataError(
@@ -126,11 +110,9 @@ class DatasetPrompts(PromptSource):
 
     num_train: int
 
-    def __init__(
-        self, data: DataConfig, renderer: Renderer, tokenizer: Any, encode: Encode, seed: int, num_eval: int
-    ) -> None:
+    def __init__(self, data: DataConfig, renderer: Renderer, seed: int, num_eval: int) -> None:
         super().__init__(renderer)
-        rows = partial(open_rows, data, renderer=renderer, tokenizer=tokenizer, encode=encode)
+        rows = partial(open_rows, data, renderer=renderer)
         self._train = rows(data.train or "", data.train_split, "data.train")
         self._eval = self._train if data.eval is None else rows(data.eval, eval_split(data), "data.eval")
         self._num_eval = num_eval
@@ -146,6 +128,7 @@ class DatasetPrompts(PromptSource):
         self.num_train = len(self._train_rows)
         self._order = EpochOrder(self.num_train, seed=seed, shuffle=data.shuffle)
         self._note_evaluation(data)
+        self.notes += renderer.remarks()
 
     def batch(self, update: int, n: int) -> list[Prompt]:
         if n > self.num_train:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from rl4dlm.data.columns import ColumnMap, map_columns
-from rl4dlm.data.render import Messages, Renderer, clean_prompt
+from rl4dlm.data.messages import Messages, as_prompt
+from rl4dlm.data.preferences import explicit_prompts
+from rl4dlm.data.render import Ids, Renderer
 from rl4dlm.data.source import read_rows
 from rl4dlm.data.table import Rows
 from rl4dlm.errors import DataError
 from rl4dlm.recipe.sections import DataConfig
 from rl4dlm.types import Prompt
-
-Encode = Callable[[str], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,6 @@ class PromptRows:
     dataset: Rows
     columns: ColumnMap
     renderer: Renderer
-    tokenizer: Any
-    """Decodes what is left of a prompt that was cut."""
-    encode: Encode
     max_length: int
     """Tokens of a prompt at most."""
     overlong: Literal["drop", "truncate", "error"]
@@ -60,7 +57,7 @@ class PromptRows:
         kept: list[int] = []
         num_overlong = longest = 0
         for index, row in self._read(rows):
-            length = len(self.encode(self._render(row, index)[1]))
+            length = len(self._render(row, index)[2])
             longest = max(longest, length)
             num_overlong += length > self.max_length
             if length > self.max_length and self.overlong == "error":
@@ -82,24 +79,22 @@ class PromptRows:
         return [self._prompt(self.dataset[index], index, first_uid + index) for index in rows]
 
     def _prompt(self, row: Mapping[str, Any], index: int, uid: int) -> Prompt:
-        given, text, columns = self._render(row, index)
-        ids = tuple(self.encode(text))
+        given, text, ids, columns = self._render(row, index)
         if len(ids) > self.max_length:
             ids = ids[-self.max_length :]
-            text = self.tokenizer.decode(list(ids))
+            text = self.renderer.texts.tokenizer.decode(list(ids))
         return Prompt(uid, given, text, ids, columns)
 
-    def _render(self, row: Mapping[str, Any], index: int) -> tuple[str | Messages, str, dict[str, Any]]:
-        """The prompt as given, what the model reads, and the columns for reward functions."""
+    def _render(self, row: Mapping[str, Any], index: int) -> tuple[str | Messages, str, Ids, dict[str, Any]]:
+        """The prompt as given, what the model reads as text and ids, and the columns for reward functions."""
         where = f"{self.where}, row {index}"
         value, columns = self.columns.read(row, where)
-        given = clean_prompt(value, as_text=self.renderer.template is not None, where=where)
-        return given, self.renderer.text(given, row, where), columns
+        given = as_prompt(value, as_text=self.renderer.template is not None, where=where)
+        return given, *self.renderer.prompt(given, row, where), columns
 
     def _read(self, rows: range) -> Iterator[tuple[int, dict[str, Any]]]:
         """Index and row, with only the columns that decide text and answer."""
-        fields = self.renderer.template.fields if self.renderer.template else ()
-        wanted = {self.columns.prompt, self.columns.answer or "", *fields}
+        wanted = {self.columns.prompt, self.columns.answer or "", *self.renderer.columns}
         wanted |= {name.partition(".")[0] for name in wanted}
         return self.dataset.scan(rows, wanted)
 
@@ -111,9 +106,7 @@ class PromptRows:
         )
 
 
-def open_rows(
-    data: DataConfig, path: str, split: str, key: str, *, renderer: Renderer, tokenizer: Any, encode: Encode
-) -> PromptRows:
+def open_rows(data: DataConfig, path: str, split: str, key: str, renderer: Renderer) -> PromptRows:
     """Open one split and decide its columns.
 
     Args:
@@ -121,17 +114,24 @@ def open_rows(
         path: hub name, folder or file.
         split: in the notation of `datasets`.
         key: the recipe key that named `path`, for messages.
-        renderer: applies the templates.
-        tokenizer: decodes cut prompts.
-        encode: text -> ids.
+        renderer: makes texts and ids of prompts.
 
     Raises:
         DataError: the dataset cannot be read, or a column is missing.
     """
     where = f"{key} = {path}"
-    dataset = read_rows(path, split, data.subset, key=key)
+    dataset = open_split(data, path, split, key, renderer)
     columns = map_columns(dataset.column_names, data, where)
+    return PromptRows(dataset, columns, renderer, data.max_prompt_length, data.overlong, where)
+
+
+def open_split(data: DataConfig, path: str, split: str, key: str, renderer: Renderer) -> Rows:
+    """The rows of one split, preferences with explicit prompts; see `open_rows`.
+
+    Raises:
+        DataError: the dataset cannot be read, or lacks a column that the prompt template names.
+    """
+    where = f"{key} = {path}"
+    dataset = explicit_prompts(read_rows(path, split, data.subset, key=key), where)
     renderer.check_columns(dataset.column_names, where)
-    return PromptRows(
-        dataset, columns, renderer, tokenizer, encode, data.max_prompt_length, data.overlong, where
-    )
+    return dataset

@@ -87,11 +87,15 @@ def build_bpe_tokenizer(
     return tokenizer
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, mask_id: int | None = None) -> tuple[int, ...]:
     """Ids of a text, with no special tokens added; those spelled out in the text keep their meaning.
 
+    Args:
+        mask_id: the mask, which no text may spell: a position that holds it counts as not yet written, and
+            no model gives it a probability. None: it is not looked for.
+
     Raises:
-        DataError: a character has no id, naming it and its place.
+        DataError: a character has no id, naming it and its place; or the text spells the mask.
     """
     ids = _ids(tokenizer, text)
     if ids is None:
@@ -99,6 +103,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
         raise DataError(
             f"the tokenizer cannot represent {text[place : place + 1]!r} at character {place} of "
             f"{text[:80]!r}. Fix: remove it, or use a tokenizer that knows it (byte-level BPE knows all)."
+        )
+    if mask_id is not None and mask_id in ids:
+        raise DataError(
+            f"the text spells the mask token {tokenizer.convert_ids_to_tokens(mask_id)!r}, which stands for "
+            "what is not written yet.\nFix: remove it from the text, or remove the row."
         )
     return tuple(ids)
 

@@ -172,7 +172,7 @@ def _check_scalar(event: yaml.ScalarEvent) -> None:
 
 def _at(event: yaml.Event, reason: str) -> str:
     mark = event.start_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {reason}"
+    return reason if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {reason}"
 
 
 def unwritable(value: Any) -> Iterator[str]:

@@ -85,7 +85,7 @@ def load_recipe(
     values: Any = {}
     origin: dict[str, str] = {}
     for name, layer in layers:
-        values = _layered(values, layer)
+        values = layered(values, layer)
         _note_origin(layer, name, origin)
     where = ", ".join(str(path) for path in paths)
     references = references_of(values)
@@ -224,13 +224,19 @@ def parse_override(text: str) -> dict[str, Any]:
     try:
         check_yaml(value)
         values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key.strip()}={value}"]))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (
+        OmegaConfBaseException,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        RecursionError,
+    ) as error:
         raise RecipeError(
             f"override {_short(text)!r}: not valid YAML after the equals sign: {_first_line(error)}.\n"
             "Fix: check brackets and quotes, and that the shell leaves them in."
         ) from None
-    assert isinstance(values, dict)
-    return values
+    return {str(name): inner for name, inner in values.items()} if isinstance(values, dict) else {}
 
 
 def _short(text: str) -> str:
@@ -238,7 +244,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _layered(below: Any, above: Any, key: str = "") -> Any:
+def layered(below: Any, above: Any, key: str = "") -> Any:
     """`above` over `below`, key by key; a section of another kind (`data.task.name`) starts afresh."""
     if not isinstance(below, Mapping) or not isinstance(above, Mapping):
         return above
@@ -246,7 +252,7 @@ def _layered(below: Any, above: Any, key: str = "") -> Any:
     if tag in below and tag in above and below[tag] != above[tag]:
         return above
     inner = {
-        name: _layered(below.get(name), value, f"{key}.{name}".lstrip(".")) for name, value in above.items()
+        name: layered(below.get(name), value, f"{key}.{name}".lstrip(".")) for name, value in above.items()
     }
     return {**below, **inner}
 

@@ -97,6 +97,10 @@ class ModelConfig(Config):
     chat_template: Literal["auto", "none"] = "auto"
     """`auto`: apply the tokenizer's chat template where it has one. `none`: prompts are used as they are."""
 
+    chat_template_kwargs: dict[str, str | int | float | bool | None] = {}
+    """What the chat template reads besides the messages, such as `enable_thinking: false`; for rollouts,
+    fine-tuning, preferences, evaluation and `rl4dlm sample` alike. A row's column of this name goes first."""
+
 
 class SortTask(Config):
     """Sort digits: prompt `872744=`, answer `244778`."""

@@ -17,8 +17,8 @@ from rl4dlm.data import (
     ExampleSource,
     PromptSource,
     Reading,
+    TextFormat,
     demonstrations,
-    example_texts,
     open_examples,
     open_prompts,
     open_task,
@@ -45,7 +45,7 @@ from rl4dlm.models import (
 from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
 from rl4dlm.recipe.advice import sft_warnings_of, warnings_of
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, default_objective
-from rl4dlm.recipe.sections import RewardConfig, RolloutConfig
+from rl4dlm.recipe.sections import ModelConfig, RewardConfig, RolloutConfig
 from rl4dlm.reward.entries import entries_of
 from rl4dlm.reward.judge import NO_VERDICT, decides
 from rl4dlm.reward.pool import RewardPool
@@ -123,10 +123,9 @@ class Preflight(Checks):
         assert recipe.data.task is not None
         return demonstrations(
             open_task(recipe.data.task, recipe.run.seed),
-            partial(encode, self.tokenizer),
+            self.prompts.renderer,
             completion_length=recipe.rollout.max_completion_length,
             indices=indices,
-            render=self.prompts.render,
         )
 
     def pairs(self, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Pair]:
@@ -137,9 +136,10 @@ class Preflight(Checks):
         """
         return preference_pairs(
             prompts,
-            partial(encode, self.tokenizer),
+            self.prompts.renderer,
             eos_id=self.spec.eos_id,
             canvas_length=recipe.rollout.max_completion_length,
+            max_prompt_length=recipe.data.max_prompt_length,
             overlong=recipe.data.overlong,
         )
 
@@ -155,14 +155,8 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     """
     model = _opened(recipe, devices)
     notes = check_sampling(recipe.rollout, model)
-    prompts = open_prompts(
-        recipe.data,
-        tokenizer=model.tokenizer,
-        encode=partial(encode, model.tokenizer),
-        chat_template=recipe.model.chat_template,
-        seed=recipe.run.seed,
-        num_eval=recipe.eval.num_prompts,
-    )
+    texts = text_format(recipe.model, model.tokenizer, model.spec)
+    prompts = open_prompts(recipe.data, texts, seed=recipe.run.seed, num_eval=recipe.eval.num_prompts)
     first = prompts.batch(0, recipe.rollout.prompts_per_update)
     check_lengths(recipe, model.facts, [len(prompt.token_ids) for prompt in first])
     with RewardPool(recipe.reward) as rewards:
@@ -202,9 +196,7 @@ def preflight_sft(recipe: SFTRecipe, *, devices: bool = True) -> SFTPreflight:
     objective = recipe.sft.objective or default_objective(model.spec.attention)
     check_objective(objective, recipe.sft.fill, model)
     reading = Reading(
-        tokenizer=model.tokenizer,
-        encode=partial(encode, model.tokenizer),
-        chat_template=recipe.model.chat_template,
+        texts=text_format(recipe.model, model.tokenizer, model.spec),
         spec=model.spec,
         canvas=recipe.rollout.max_completion_length,
         seed=recipe.run.seed,
@@ -250,6 +242,17 @@ def check_sampling(rollout: RolloutConfig, model: OpenedModel) -> Sequence[str]:
         open_policy(rollout.policy)
     find_engine(rollout.engine)
     return sampler_notes(sampler)
+
+
+def text_format(model: ModelConfig, tokenizer: Any, spec: DenoiserSpec) -> TextFormat:
+    """How a recipe's texts become what its model reads."""
+    return TextFormat(
+        tokenizer,
+        partial(encode, tokenizer, mask_id=spec.mask_id),
+        stop_ids=spec.stop_ids,
+        chat_template=model.chat_template,
+        template_kwargs=model.chat_template_kwargs,
+    )
 
 
 def starting_model(recipe: AnyRecipe, folder: RunFolder, checks: Checks) -> str:
@@ -424,12 +427,7 @@ def _scratch_tokenizer(recipe: AnyRecipe) -> PreTrainedTokenizerBase:
     if init.tokenizer.type == "char":
         assert recipe.data.task is not None
         return build_char_tokenizer(open_task(recipe.data.task, recipe.run.seed).characters)
-    seed, held_out = recipe.run.seed, recipe.eval.num_prompts
-    texts = (
-        example_texts(recipe.data, seed, held_out=held_out)
-        if isinstance(recipe, SFTRecipe)
-        else training_texts(recipe.data, seed, held_out=held_out)
-    )
+    texts = training_texts(recipe.data, recipe.run.seed, held_out=recipe.eval.num_prompts)
     return build_bpe_tokenizer(texts, init.tokenizer.vocab_size)
 
 

@@ -262,7 +262,7 @@ def test_a_large_recipe_passes_a_dry_run_on_a_tiny_model_and_a_few_rows(name, tm
 
 @pytest.mark.parametrize("name", LARGE)
 def test_what_the_model_reads_holds_the_task_and_asks_for_the_tags_that_the_reward_reads(name, tmp_path):
-    from rl4dlm.data.render import PromptTemplate
+    from rl4dlm.data.template import PromptTemplate
 
     recipe = of(name)
     row = ROWS[Path(name).name.rpartition("_")[2]]

@@ -26,7 +26,7 @@ from rl4dlm.benchmarks import (
 from rl4dlm.benchmarks.results import Key, TaskFolder, differences, disagreements, markdown, read_results
 from rl4dlm.benchmarks.task_run import GREEDY, SAMPLED, TaskRun, run_task, task_result
 from rl4dlm.commands.eval_tasks import SuiteRequest, suite_recipe
-from rl4dlm.data import EVAL_UID
+from rl4dlm.data import EVAL_UID, TextFormat
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import CheckpointError, DataError, RecipeError
 from rl4dlm.models import build_bpe_tokenizer, encode
@@ -68,9 +68,10 @@ def tokenizers() -> dict[str, Any]:
 def prompts_of(name: str, path: Path, tokenizer: Any, **options: Any) -> list[Prompt]:
     (choice,) = choose_tasks(f"{name}={path}")
     place = find_rows(choice, options.pop("split", "test"), None)
-    defaults = {"limit": None, "max_prompt_tokens": 100_000, "chat_template": "auto"}
+    chat_template = options.pop("chat_template", "auto")
+    texts = TextFormat(tokenizer, partial(encode, tokenizer), chat_template=chat_template)
     return task_prompts(
-        choice, place, tokenizer=tokenizer, encode=partial(encode, tokenizer), **{**defaults, **options}
+        choice, place, texts=texts, **{"limit": None, "max_prompt_tokens": 100_000, **options}
     )
 
 
@@ -154,9 +155,7 @@ def test_the_shared_data_is_read(name: str, count: int, tokenizers: dict[str, An
     prompts = task_prompts(
         choice,
         place,
-        tokenizer=tokenizer,
-        encode=lambda text: tuple(text.encode("utf-8")),
-        chat_template="auto",
+        texts=TextFormat(tokenizer, lambda text: tuple(text.encode("utf-8"))),
         limit=None,
         max_prompt_tokens=100_000,
     )
@@ -171,9 +170,7 @@ def test_reference_solutions_pass_as_the_task_scores_them(name: str, tokenizers:
     prompts = task_prompts(
         choice,
         find_rows(choice, "test", DATA),
-        tokenizer=tokenizers["plain"],
-        encode=lambda text: (),
-        chat_template="none",
+        texts=TextFormat(tokenizers["plain"], lambda text: ()),
         limit=20,
         max_prompt_tokens=1,
     )
@@ -193,9 +190,7 @@ def test_the_published_runs_were_asked_the_same_questions(tokenizers: dict[str, 
         prompts = task_prompts(
             choice,
             place,
-            tokenizer=tokenizers["plain"],
-            encode=lambda text: (),
-            chat_template="none",
+            texts=TextFormat(tokenizers["plain"], lambda text: ()),
             limit=None,
             max_prompt_tokens=1,
         )

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rl4dlm.commands.score import SavedRows
-from rl4dlm.data import Example, demonstrations, open_prompts, open_renderer, open_task
+from rl4dlm.data import Example, Renderer, demonstrations, open_prompts, open_renderer, open_task
+from rl4dlm.data.messages import as_answer, as_prompt
 from rl4dlm.errors import DataError
 from rl4dlm.likelihood.lab import Completions
-from rl4dlm.models import LoadedModel, encode
+from rl4dlm.models import LoadedModel
 from rl4dlm.recipe import Recipe
-from rl4dlm.recipe.sections import DataConfig
-from rl4dlm.types import EOS_FILLER, DenoiserSpec
+from rl4dlm.recipe.sections import DataConfig, ModelConfig
+from rl4dlm.run.preflight import text_format
+from rl4dlm.types import EOS_FILLER, DenoiserSpec, Prompt
 
 SCOPES = ("until_eos", "canvas")
 FILES = (".jsonl", ".parquet")
@@ -56,15 +57,17 @@ def read_file(path: Path, model: LoadedModel, scope: str, limit: int) -> list[Sa
     """
     rows = list(SavedRows(path))
     picked = [index * len(rows) // min(limit, len(rows)) for index in range(min(limit, len(rows)))]
-    renderer = open_renderer(DataConfig(train=str(path)), model.tokenizer, "auto")
+    texts = text_format(ModelConfig(path="--model"), model.tokenizer, model.spec)
+    renderer = open_renderer(DataConfig(train=str(path)), texts)
     samples = []
     for index in picked:
         row, where = rows[index], f"{path}, row {index}"
         if {"prompt_ids", "completion_ids"} <= row.keys():
             samples.append(_from_ids(row, scope, model.spec, where))
-        elif isinstance(row.get("prompt"), str | list) and isinstance(row.get("completion"), str):
-            text = renderer.text(row["prompt"], {}, where)
-            samples.append(_from_text(text, row["completion"], model, where))
+        elif isinstance(row.get("prompt"), str | list) and isinstance(row.get("completion"), str | list):
+            asked = as_prompt(row["prompt"], as_text=False, where=where)
+            answer = as_answer(row["completion"], "completion", where)
+            samples.append(_from_texts(*renderer.example(asked, answer, row, where), model.spec, where))
         else:
             raise DataError(
                 f"{where}: neither `prompt_ids` with `completion_ids` nor the texts `prompt` with "
@@ -98,15 +101,11 @@ def _ids(row: Mapping[str, Any], name: str, spec: DenoiserSpec, where: str) -> n
     return ids
 
 
-def _from_text(prompt: str, completion: str, model: LoadedModel, where: str) -> Sample:
-    """The text's ids and one end-of-text."""
-    try:
-        prompt_ids, ids = encode(model.tokenizer, prompt), encode(model.tokenizer, completion)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+def _from_texts(prompt_ids: Sequence[int], ids: Sequence[int], spec: DenoiserSpec, where: str) -> Sample:
+    """An answer's ids and one end-of-text."""
     if not prompt_ids:
         raise DataError(f"{where}: the prompt is empty.\nFix: fill or remove the row.")
-    canvas = np.array([*ids, model.spec.eos_id], dtype=np.int64)
+    canvas = np.array([*ids, spec.eos_id], dtype=np.int64)
     return Sample(np.array(prompt_ids, dtype=np.int64), canvas, np.ones(len(canvas), dtype=bool), where)
 
 
@@ -121,23 +120,16 @@ def read_recipe(recipe: Recipe, model: LoadedModel, scope: str, limit: int) -> l
     Raises:
         DataError: the data cannot be used.
     """
-    prompts = open_prompts(
-        recipe.data,
-        tokenizer=model.tokenizer,
-        encode=partial(encode, model.tokenizer),
-        chat_template=recipe.model.chat_template,
-        seed=recipe.run.seed,
-        num_eval=recipe.eval.num_prompts,
-    )
+    texts = text_format(recipe.model, model.tokenizer, model.spec)
+    prompts = open_prompts(recipe.data, texts, seed=recipe.run.seed, num_eval=recipe.eval.num_prompts)
     if recipe.data.task is None:
         rows = prompts.eval_prompts(limit)
-        return [_answered(prompt, model, f"data, prompt {prompt.uid}") for prompt in rows]
+        return [_answered(prompt, prompts.renderer, recipe.data, model.spec) for prompt in rows]
     examples = demonstrations(
         open_task(recipe.data.task, recipe.run.seed),
-        partial(encode, model.tokenizer),
+        prompts.renderer,
         completion_length=recipe.rollout.max_completion_length,
         indices=range(limit),
-        render=prompts.render,
     )
     return [
         _demonstrated(example, recipe.rollout.max_completion_length, scope, model.spec)
@@ -153,14 +145,16 @@ def _demonstrated(example: Example, length: int, scope: str, spec: DenoiserSpec)
     return Sample(prompt, canvas, _scoped(canvas, scope, spec), f"demonstration {example.uid}")
 
 
-def _answered(prompt: Any, model: LoadedModel, where: str) -> Sample:
-    answer = prompt.columns.get("answer")
-    if not isinstance(answer, str):
+def _answered(prompt: Prompt, renderer: Renderer, data: DataConfig, spec: DenoiserSpec) -> Sample:
+    where, answer = f"data, prompt {prompt.uid}", prompt.columns.get("answer")
+    if not isinstance(answer, str) or not answer:
         raise DataError(
             f"{where}: the recipe's data has no answer text to estimate.\n"
             "Fix: give a run's rollouts, or JSON lines with prompt and completion."
         )
-    return _from_text(prompt.text, answer, model, where)
+    message = {"role": "assistant", "content": answer}
+    asked, ids = renderer.example(prompt.prompt, message, prompt.columns, where)
+    return _from_texts(asked[-data.max_prompt_length :], ids, spec, where)
 
 
 def _scoped(canvas: np.ndarray, scope: str, spec: DenoiserSpec) -> np.ndarray:

@@ -65,13 +65,7 @@ def open_source(plain_tokenizer: CharTokenizer) -> Callable[..., PromptSource]:
         chat_template: str = "auto",
         **fields: Any,
     ) -> PromptSource:
-        return open_prompts(
-            DataConfig(**fields),
-            tokenizer=tokenizer.hf,
-            encode=tokenizer.encode,
-            chat_template=chat_template,  # type: ignore[arg-type]
-            seed=seed,
-            num_eval=num_eval,
-        )
+        texts = tokenizer.texts(chat_template=chat_template)
+        return open_prompts(DataConfig(**fields), texts, seed=seed, num_eval=num_eval)
 
     return open_

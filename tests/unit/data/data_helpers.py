@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from rl4dlm.data import TextFormat
+from rl4dlm.errors import DataError
+
+MASK = "\u03e7"
+"""Character 999: the mask of the tests' models."""
 
 CHATML = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
@@ -24,4 +32,10 @@ class CharTokenizer:
         self.hf.chat_template = chat_template
 
     def encode(self, text: str) -> tuple[int, ...]:
+        if MASK in text:
+            raise DataError(f"the text spells the mask token {MASK!r}.\nFix: remove it.")
         return tuple(map(ord, text))
+
+    def texts(self, **options: Any) -> TextFormat:
+        """How texts become ids; `>` ends a turn of the chat template, 7 any text."""
+        return TextFormat(self.hf, self.encode, stop_ids=(7, ord(">")), **options)

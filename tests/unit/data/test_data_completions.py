@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import CharTokenizer
 
-from rl4dlm.data import EVAL_UID, Example, ExampleSource, Reading, example_texts, open_examples
+from rl4dlm.data import EVAL_UID, Example, ExampleSource, Reading, open_examples, training_texts
 from rl4dlm.errors import DataError
 from rl4dlm.recipe.sections import SortTask
 from rl4dlm.recipe.supervised import SFTDataConfig
@@ -28,9 +28,7 @@ SPEC = DenoiserSpec(
 
 def reading(tokenizer: CharTokenizer, **changes: Any) -> Reading:
     base = Reading(
-        tokenizer=tokenizer.hf,
-        encode=tokenizer.encode,
-        chat_template="auto",
+        texts=tokenizer.texts(),
         spec=SPEC,
         canvas=30,
         seed=0,
@@ -243,9 +241,9 @@ def test_long_rows_are_dropped_or_cut(open_, write_jsonl, overlong, expected):
     assert any("1 rows are longer" in note for note in source.notes)
 
 
-def test_example_texts_are_prompts_and_completions(write_jsonl):
+def test_texts_of_examples_are_prompts_and_completions(write_jsonl):
     data = SFTDataConfig(train=write_jsonl(PAIRS))
-    assert list(example_texts(data, 0, held_out=4)) == ["0+1=", "1"]
+    assert list(training_texts(data, 0, held_out=4)) == ["0+1=", "1"]
 
 
 # --- Refusals ---

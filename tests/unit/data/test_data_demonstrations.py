@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from data_helpers import CharTokenizer
 
-from rl4dlm.data import demonstrations, open_task
+from rl4dlm.data import Renderer, demonstrations, open_task
 from rl4dlm.errors import DataError
 from rl4dlm.recipe.sections import CountdownTask, SortTask
 
 
 def test_examples_are_prompt_and_answer_as_ids(plain_tokenizer: CharTokenizer) -> None:
     task = open_task(SortTask(num_digits=3), 0)
-    examples = demonstrations(task, plain_tokenizer.encode, completion_length=5, indices=range(10, 14))
+    examples = demonstrations(
+        task, Renderer(plain_tokenizer.texts()), completion_length=5, indices=range(10, 14)
+    )
     for example, index in zip(examples, range(10, 14), strict=True):
         prompt, answer = task.demonstration(index)
         assert example.prompt_ids.tolist() == [*map(ord, prompt)] and example.prompt_ids.dtype == np.int32
@@ -25,9 +27,9 @@ def test_held_out_demonstrations_belong_to_held_out_instances_and_gold_ones_are_
     plain_tokenizer: CharTokenizer,
 ) -> None:
     task = open_task(SortTask(num_digits=3), 0)
-    encode = plain_tokenizer.encode
+    renderer = Renderer(plain_tokenizer.texts())
     shown = [
-        demonstrations(task, encode, completion_length=3, indices=range(40), split="eval", gold=gold)
+        demonstrations(task, renderer, completion_length=3, indices=range(40), split="eval", gold=gold)
         for gold in (False, True)
     ]
     for example, gold, index in zip(*shown, range(40), strict=True):
@@ -41,23 +43,20 @@ def test_held_out_demonstrations_belong_to_held_out_instances_and_gold_ones_are_
 
 def test_an_answer_may_fill_the_canvas_exactly(plain_tokenizer: CharTokenizer) -> None:
     task = open_task(SortTask(num_digits=3), 0)
-    examples = demonstrations(task, plain_tokenizer.encode, completion_length=3, indices=range(2))
+    examples = demonstrations(task, Renderer(plain_tokenizer.texts()), completion_length=3, indices=range(2))
     assert [len(example.completion_ids) for example in examples] == [3, 3]
 
 
 def test_an_answer_longer_than_the_canvas_is_refused_with_its_length(plain_tokenizer: CharTokenizer) -> None:
     task = open_task(CountdownTask(), 0)  # 4 digits and 3 operators: 7 characters
     with pytest.raises(DataError, match=r"max_completion_length = 6 .*has 7 tokens.\nFix: raise .* to 7"):
-        demonstrations(task, plain_tokenizer.encode, completion_length=6, indices=range(2))
+        demonstrations(task, Renderer(plain_tokenizer.texts()), completion_length=6, indices=range(2))
 
 
-def test_prompts_pass_through_the_renderer(plain_tokenizer: CharTokenizer) -> None:
+def test_a_chat_template_wraps_prompts_and_closes_answers(chat_tokenizer: CharTokenizer) -> None:
     task = open_task(SortTask(num_digits=3), 0)
-    (example,) = demonstrations(
-        task,
-        plain_tokenizer.encode,
-        completion_length=3,
-        indices=range(1),
-        render=lambda prompt: f"<{prompt}>",
-    )
-    assert example.prompt_ids.tolist() == [*map(ord, f"<{task.demonstration(0)[0]}>")]
+    renderer = Renderer(chat_tokenizer.texts())
+    (example,) = demonstrations(task, renderer, completion_length=20, indices=range(1))
+    prompt, answer = task.demonstration(0)
+    assert example.prompt_ids.tolist() == [*map(ord, f"<user>{prompt}</user><assistant>")]
+    assert example.completion_ids.tolist() == [*map(ord, f"{answer}</assistant>")]

@@ -249,10 +249,9 @@ def test_demonstrations_read_like_the_prompts_of_the_run(
     source = open_source(tokenizer=chat_tokenizer, task=CountdownTask(), prompt_template="Reach {prompt}")
     examples = demonstrations(
         open_task(CountdownTask(), 0),
-        chat_tokenizer.encode,
-        completion_length=8,
+        source.renderer,
+        completion_length=30,
         indices=range(3),
-        render=source.render,
     )
     assert [tuple(e.prompt_ids.tolist()) for e in examples] == [p.token_ids for p in source.batch(0, 3)]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from data_helpers import CharTokenizer
 
-from rl4dlm.data.render import PromptTemplate, Renderer, clean_prompt, open_renderer
+from rl4dlm.data.messages import as_prompt
+from rl4dlm.data.render import Renderer, open_renderer
+from rl4dlm.data.template import PromptTemplate
 from rl4dlm.errors import DataError
 from rl4dlm.recipe.sections import DataConfig
 
@@ -13,7 +15,7 @@ USER = {"role": "user", "content": "2+2?"}
 
 
 def renderer(tokenizer: CharTokenizer, chat_template: str = "auto", **fields: str) -> Renderer:
-    return open_renderer(DataConfig(train="x", **fields), tokenizer.hf, chat_template)  # type: ignore[arg-type]
+    return open_renderer(DataConfig(train="x", **fields), tokenizer.texts(chat_template=chat_template))
 
 
 def test_values_are_inserted_as_they_are_and_never_parsed() -> None:
@@ -116,14 +118,14 @@ def test_a_prompt_template_does_not_wrap_chat_messages(chat_tokenizer: CharToken
 
 def test_messages_lose_the_empty_fields_that_columnar_files_add() -> None:
     value = [{"role": "user", "content": "hi", "name": None}]
-    assert clean_prompt(value, as_text=False, where="row 0") == [{"role": "user", "content": "hi"}]
+    assert as_prompt(value, as_text=False, where="row 0") == [{"role": "user", "content": "hi"}]
 
 
 @pytest.mark.parametrize("value", [7, [3, 4], {"a": 1}, ["text"]])
 def test_other_values_are_text_only_under_a_template(value: object) -> None:
-    assert clean_prompt(value, as_text=True, where="row 0") == str(value)
+    assert as_prompt(value, as_text=True, where="row 0") == str(value)
     with pytest.raises(DataError, match="row 0: the prompt is of type"):
-        clean_prompt(value, as_text=False, where="row 0")
+        as_prompt(value, as_text=False, where="row 0")
 
 
 @pytest.mark.parametrize(
@@ -131,4 +133,4 @@ def test_other_values_are_text_only_under_a_template(value: object) -> None:
 )
 def test_a_malformed_message_is_an_error_with_its_place(message: dict) -> None:
     with pytest.raises(DataError, match="row 0: message 1 of the prompt lacks"):
-        clean_prompt([USER, message], as_text=False, where="row 0")
+        as_prompt([USER, message], as_text=False, where="row 0")

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from rl4dlm.data import KeptPrompts, PromptSource
+from rl4dlm.data import KeptPrompts, PromptSource, Renderer, TextFormat
 from rl4dlm.errors import CheckpointError, DataError
 from rl4dlm.run.over_denoising import over_denoised_prompts
 from rl4dlm.types import Prompt
@@ -17,7 +17,8 @@ class Numbered(PromptSource):
     """Prompts whose uid is ten times their number."""
 
     def __init__(self, num_train: int | None = None) -> None:
-        self.notes, self.num_train = [], num_train
+        super().__init__(Renderer(TextFormat(None, lambda text: (0,))))
+        self.num_train = num_train
 
     def batch(self, update: int, n: int) -> list[Prompt]:
         return [Prompt(10 * i, str(i), str(i), (i,)) for i in range(update * n, (update + 1) * n)]
