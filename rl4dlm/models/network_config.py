@@ -170,7 +170,7 @@ def _experts(reader: Reader, values: Values) -> ExpertsConfig | None:
         num_experts=values["num_experts"],
         num_chosen=values["num_chosen"],
         width=width,
-        renormalise=bool(values["renormalise"]),
+        renormalise=bool(values["renormalise"]) and not _is_alone(values),
         shared_width=width * values.get("num_shared", 0),
         num_dense_layers=values.get("num_dense_layers", 0),
         num_groups=values.get("num_groups", 0),
@@ -179,6 +179,11 @@ def _experts(reader: Reader, values: Values) -> ExpertsConfig | None:
     )
     _require_experts(reader, experts, values["num_hidden_layers"])
     return experts
+
+
+def _is_alone(values: Values) -> bool:
+    """LLaDA2's released router leaves the weight of a single chosen expert as it is; Qwen3's makes it 1."""
+    return bool("num_groups" in values and values["num_chosen"] == 1)
 
 
 _MOST_EXPERTS = 2**16

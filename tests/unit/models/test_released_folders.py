@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from published_configs import DREAM_7B, LLADA2_MINI, LLADA_8B, LLADA_MOE, MDLM_OWT, SDAR_8B
+from published_configs import DREAM_7B, LLADA2_MINI, LLADA_8B, LLADA_MOE, MDLM_OWT, SDAR_8B, SDAR_30B
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -318,6 +318,13 @@ def test_llada_in_the_words_of_transformers_is_the_same_network():
     family = find_family(data, "auto", "c")
     ours, theirs = family.read_config(data, "c"), family.read_config(LLADA_8B, "c")
     assert {**vars(ours), "published": 0} == {**vars(theirs), "published": 0}
+
+
+def test_a_single_expert_of_llada2_keeps_its_weight_and_one_of_sdar_does_not():
+    for data, renormalised in ((LLADA2_MINI, False), (SDAR_30B, True)):
+        data = {**data, "num_experts_per_tok": 1}
+        config = find_family(data, "auto", "c").read_config(data, "c")
+        assert config.experts is not None and config.experts.renormalise is renormalised
 
 
 def test_two_spellings_that_disagree_are_refused():
