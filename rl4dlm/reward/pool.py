@@ -223,7 +223,8 @@ class RewardPool:
         facts = runner.load(index)
         if not samples or "trajectory" in facts["needs"] or (facts["needs"] and encode is None):
             return []
-        entry, made = self.entries[index], partial(_completion_of, encode=encode)
+        made = partial(_completion_of, encode=encode if facts["needs"] else None)
+        entry = self.entries[index]
         golds = runner.golds(index, [(f"row {sample.uid}", sample.columns) for sample in samples])
         texts = [gold_completion(gold, row.columns) for gold, row in zip(golds, samples, strict=True)]
         completions = [made(sample, text or "") for sample, text in zip(samples, texts, strict=True)]

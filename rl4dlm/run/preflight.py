@@ -161,7 +161,7 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     check_lengths(recipe, model.facts, [len(prompt.token_ids) for prompt in first])
     with RewardPool(recipe.reward) as rewards:
         rewards.check_references(_references(prompts))
-        rewards.check(first[:2], partial(encode, model.tokenizer))
+        rewards.check(first[:2], partial(_ids_of, model.tokenizer))
         if recipe.data.over_denoising is not None:
             check_verdicts(recipe.reward, rewards)
     found = Preflight(model, tuple(warnings_of(recipe)), prompts, (*prompts.notes, *notes))
@@ -209,7 +209,7 @@ def preflight_sft(recipe: SFTRecipe, *, devices: bool = True) -> SFTPreflight:
     if recipe.reward is not None:
         check_sampling(recipe.rollout, model)
         with RewardPool(recipe.reward) as rewards:
-            rewards.check(examples.eval_prompts()[:2], partial(encode, model.tokenizer))
+            rewards.check(examples.eval_prompts()[:2], partial(_ids_of, model.tokenizer))
     return SFTPreflight(
         model,
         tuple(sft_warnings_of(recipe, model.spec.attention)),
@@ -349,6 +349,11 @@ def _weakest_device(recipe: AnyRecipe) -> str:
     """`cpu` where a trainer or a rollout worker is on one."""
     cluster = recipe.cluster
     return "cuda" if cluster.gpus_per_trainer and cluster.gpus_per_rollout_worker else "cpu"
+
+
+def _ids_of(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of any text for trying rewards, also of one that the tokenizer cannot represent whole."""
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def check_verdicts(config: RewardConfig, rewards: RewardPool) -> None:
