@@ -299,13 +299,14 @@ _RELEASED = {
 }
 
 
-def released(family: str, model_type: str) -> Released:
+def released(family: str, data: Mapping[str, Any]) -> Released:
     """The released class that a configuration of a family is of.
 
     Args:
         family: a key of `FAMILIES`.
-        model_type: of the configuration; "" for one that is made from scratch.
+        data: the configuration; empty for one that is made from scratch.
     """
+    model_type = str(data.get("model_type", ""))
     if family == "a2d":
         return _CONVERTED[model_type.removeprefix("a2d-") or "qwen3"]
     return _SPARSE_SDAR if model_type == "sdar_moe" else _RELEASED[family]

@@ -117,6 +117,7 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     headers = read_headers(folder)
+    opened = opened.told_by(headers)
     opened.require_tensors(headers)
     tokenizer = opened.tokenizer()
     spec = _spec_of(opened, tokenizer)
@@ -174,6 +175,7 @@ def inspect(
         trust_remote_code=trust_remote_code,
     )
     headers = headers_of(path, folder)
+    opened = opened.told_by(headers)
     opened.require_tensors(headers)
     by_dtype: Counter[torch.dtype] = Counter()
     for header in headers.values():

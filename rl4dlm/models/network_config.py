@@ -109,7 +109,7 @@ def read_config(family: str, data: Mapping[str, Any], where: str) -> NetworkConf
     Raises:
         ModelError: a key is missing, has the wrong type or size, or asks for another architecture.
     """
-    source = released(family, str(data.get("model_type", "")))
+    source = released(family, data)
     folder = f"use a {source.label} checkpoint with its published config.json, or "
     reader = Reader(data, where, "" if where == _INIT else folder)
     values = reader.read(source.fields)
@@ -305,7 +305,7 @@ def made_config(
     Raises:
         ModelError: the sizes of `model.init` do not fit together.
     """
-    source = released(family, "")
+    source = released(family, {})
     values = {
         "hidden_size": init.d_model,
         "num_hidden_layers": init.n_layers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rl4dlm.errors import ModelError
 from rl4dlm.models.conversion import add_mask_token, convert_tensor, converted, stored_shapes
 from rl4dlm.models.families import Family, find_family, is_autoregressive, skeleton, stored_buffers
 from rl4dlm.models.fields import whole
-from rl4dlm.models.network_config import NetworkConfig
+from rl4dlm.models.network_config import NetworkConfig, released
 from rl4dlm.models.rope import lengthened
 from rl4dlm.models.special_ids import Folder, complete
 from rl4dlm.models.tokenizers import SOURCE_CLASS
@@ -25,6 +25,8 @@ from rl4dlm.models.weights import TensorHeader, TensorReader, read_json, require
 
 _RECOMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
 """Rotary frequencies that older files store and that follow from the configuration."""
+
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,15 @@ class OpenFolder:
             ModelError: it cannot be read.
         """
         return self.tokenizer_to_convert or read_tokenizer(self.path, self.kind, self.trust_remote_code)
+
+    def told_by(self, headers: Mapping[str, TensorHeader]) -> OpenFolder:
+        """The folder as its files say where config.json does not: a head that is not stored is tied."""
+        published = self.config.published
+        tie = released(self.kind.name, published).fields.get("tie_word_embeddings")
+        if tie is None or tie.find(published) or _HEAD in headers:
+            return self
+        published = tie.put(published, True)
+        return replace(self, config=replace(self.config, tie_word_embeddings=True, published=published))
 
     def require_tensors(self, headers: Mapping[str, TensorHeader]) -> None:
         """The files hold exactly the network's tensors; a tied matrix may be there twice.

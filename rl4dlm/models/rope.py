@@ -46,7 +46,7 @@ def lengthened(config: NetworkConfig, max_length: int | None, where: str) -> Net
         )
     theta = config.rope["rope_theta"]
     theta = theta * ntk_factor(theta, config.rotary_dim, trained, max_length)
-    fields = released(config.family, str(config.published.get("model_type", ""))).fields
+    fields = released(config.family, config.published).fields
     published = fields["max_position_embeddings"].put(config.published, max_length)
     for spelling, _ in fields["rope_theta"].find(published):  # some writers state it twice
         published = replace(fields["rope_theta"], key=spelling, aliases=()).put(published, theta)

@@ -15,6 +15,7 @@ from rl4dlm.models.families import FAMILIES, Family, stored_buffers, tensor_shap
 from rl4dlm.models.folders import new_folder
 from rl4dlm.models.loading import LoadedModel
 from rl4dlm.models.lora import merged_state_dict
+from rl4dlm.models.network_config import NetworkConfig
 from rl4dlm.models.tokenizers import save_tokenizer
 from rl4dlm.models.weights import require_same_tensors, write_shards
 
@@ -69,18 +70,24 @@ def _published_config(family: Family, data: dict[str, Any], dtype: torch.dtype) 
     data.pop("dtype", None)  # the newer spelling of the same field
     data.pop("_name_or_path", None)  # where somebody had the model
     if "auto_map" in data:
-        # The folder holds no Python files: each entry must say which repository has them.
-        data["auto_map"] = {
-            role: target if "--" in target else f"{family.published_code}--{target}"
-            for role, target in data["auto_map"].items()
-        }
+        data["auto_map"] = _reachable(data["auto_map"], family.published_code)
     return data
 
 
-def _generation_config(config: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def _reachable(auto_map: Mapping[str, str], repository: str | None) -> dict[str, str]:
+    """Entries that say which repository has their Python files, as the folder holds none; others are left
+    out where no repository is known."""
+    named = {
+        role: target if "--" in target else f"{repository}--{target}" for role, target in auto_map.items()
+    }
+    return {role: target for role, target in named.items() if repository or "--" in auto_map[role]}
+
+
+def _generation_config(config: NetworkConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    ends = config.eos_token_ids
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": config.eos_token_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else list(ends),
         "pad_token_id": config.pad_token_id,
     }
     return {name: value for name, value in ids.items() if value is not None}

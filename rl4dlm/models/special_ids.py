@@ -42,7 +42,7 @@ class Folder:
 
     def field(self, name: str) -> Field | None:
         """The table's field of one of our names."""
-        return released(self.kind.name, str(self.data.get("model_type", ""))).fields.get(name)
+        return released(self.kind.name, self.data).fields.get(name)
 
     def wrong(self, what: str, fix: str) -> ModelError:
         return ModelError(f"{self.file}: {what}. Fix: {fix}.")
@@ -72,7 +72,8 @@ def _complete_blocks(folder: Folder, block_length: int | None) -> None:
         warn_of(
             str(folder.file),
             "nothing says whether this converted model attends in blocks, so every token sees every other. "
-            "Fix: set model.block_length if it was trained in blocks, as by a BD3-LM objective (32 is usual)",
+            "Fix: if it was trained in blocks (by BD3-LM's objective; 32 is usual), set model.block_length "
+            "or write block_length into config.json",
         )
 
 

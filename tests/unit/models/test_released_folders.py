@@ -183,7 +183,7 @@ def test_a_checkpoint_trained_in_blocks_takes_its_block_length_from_the_recipe(n
     assert (loaded.spec.attention, loaded.spec.block_length) == ("block_causal", 2)
     assert rl4dlm_models.load_tokenizer(folder, block_length=32)[1].block_length == 32
     with pytest.warns(
-        ModelWarning, match="attends in blocks, so every token sees.*Fix: set model.block_length"
+        ModelWarning, match="attends in blocks, so every token sees.*Fix: .*set model.block_length"
     ):
         full = rl4dlm_models.load(folder)
     assert full.spec.attention == "full"
@@ -288,6 +288,37 @@ def test_a_conversion_without_a_mask_gets_one_and_says_so(tmp_path):
         saved = rl4dlm_models.save(loaded, tmp_path / f"saved{rows}", loaded.tokenizer)
         again = rl4dlm_models.load(saved)
         assert again.spec == loaded.spec and torch.equal(again.module(IDS), loaded.module(IDS))
+
+
+@pytest.mark.filterwarnings("ignore::rl4dlm.errors.ModelWarning")
+def test_whether_the_head_is_tied_is_read_off_the_files_where_nothing_says_it(tmp_path):
+    data = {**CASES["a2d-qwen3"][0], "mask_token_id": MASK}
+    tied = make_folder(tmp_path / "tied", data, tokenizer_with("<|mask|>"))
+    untied = make_folder(
+        tmp_path / "untied", {**data, "tie_word_embeddings": False}, tokenizer_with("<|mask|>")
+    )
+    for folder, expected in ((tied, True), (untied, False)):
+        silent = {key: value for key, value in data.items() if key != "tie_word_embeddings"}
+        (folder / "config.json").write_text(json.dumps(silent))
+        loaded = rl4dlm_models.load(folder)
+        module = loaded.module
+        assert (module.lm_head.weight is module.model.embed_tokens.weight) == expected
+        count = sum(parameter.numel() for parameter in module.parameters())
+        assert rl4dlm_models.inspect(folder).num_parameters == count
+        again = rl4dlm_models.load(rl4dlm_models.save(loaded, folder / "again", loaded.tokenizer))
+        assert torch.equal(again.module(IDS), module(IDS))
+
+
+@pytest.mark.filterwarnings("ignore::rl4dlm.errors.ModelWarning")
+def test_an_export_names_no_code_that_nobody_can_reach_and_every_end_of_text(tmp_path):
+    code = {"AutoConfig": "modeling_llama.A2DLlamaConfig", "AutoModel": "me/code--modeling_llama.A2DLlama"}
+    data = {**CASES["a2d-llama"][0], "auto_map": code, "_name_or_path": str(tmp_path)}
+    loaded = rl4dlm_models.load(make_folder(tmp_path / "m", data, tokenizer_with("<|mask|>")))
+    saved = rl4dlm_models.save(loaded, tmp_path / "saved", loaded.tokenizer)
+    config = json.loads((saved / "config.json").read_text())
+    assert config["auto_map"] == {"AutoModel": code["AutoModel"]} and str(tmp_path) not in json.dumps(config)
+    generation = json.loads((saved / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == config["eos_token_id"] == [EOS, 9]
 
 
 def test_numbers_may_be_written_as_other_writers_of_json_do():
