@@ -3,18 +3,23 @@
 `code` is all or nothing, `code_fraction` gives the share of tests passed. Full marks, 1.0, mean in both that
 every test passed. None: the row has no tests and belongs to another task.
 
-A row has one of three forms:
+A row has one of four forms:
 
     MBPP        `test_list`: asserts about what the completion defines. `test_setup_code` and `test_imports`,
                 if any, are run before them, on the side of the tests.
-    HumanEval   `test`: source that defines check(candidate); `entry_point`: the function's name. The
-                completion is the whole function, or the body that continues `code_prompt` (else the
-                prompt). One test.
-    programs    `inputs`, `outputs`: standard input and expected output of each run. Lines are compared
-                without trailing spaces, and the program has to end with status 0.
+    HumanEval   `test`: source that defines check(candidate); `entry_point`: the function's name, or an
+                expression such as `Solution().f`. The completion is the whole function, or the body that
+                continues `code_prompt` (else the prompt). One test.
+    programs    `inputs`, `outputs`: standard input and expected output of each run, texts or lists of lines.
+                Lines are compared without trailing spaces, and the program has to end with status 0.
+    calls       the same with `fn_name`: lists of arguments, and what the function gives for them. It may be
+                a method of a class `Solution`.
 
-Of a completion with fenced blocks the last one counts that defines a name of the tests, else the last one.
-More than 100,000 characters earn nothing.
+`input_output` may hold the last two as one object, as in APPS and TACO. With `float_tolerance`, a setting or
+a column, numbers that differ by no more are equal where one is no integer.
+
+Of a completion the code counts that a careful reader would run, with or without fences: see
+`code_jail/reading.py`. More than 100,000 characters earn nothing.
 
 Gold: column `code` beside MBPP's tests, `canonical_solution` beside HumanEval's.
 
@@ -25,12 +30,13 @@ this file, which has to lie there, and `docs/jail.md`. Where no jail can be set 
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
-import textwrap
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +71,6 @@ MAX_CHARS = 100_000
 MAX_PARALLEL = 4
 _START_S = 2.0
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
-_DEFINED = re.compile(r"^(?:async def|def|class) +(\w+)|^(\w+) *=", re.MULTILINE)
 _CODE_LINE = re.compile(r"^(?:from|import|def|class|async def|@)\b.*", re.MULTILINE)
 
 
@@ -98,6 +103,9 @@ def code(
     code_prompt: list[Any] | None = None,
     inputs: list[Any] | None = None,
     outputs: list[Any] | None = None,
+    fn_name: list[Any] | None = None,
+    input_output: list[Any] | None = None,
+    float_tolerance: float | list[Any] | None = None,
     timeout_s: float = 8.0,
     memory_mb: int = 1024,
     packages: str | Sequence[str] = "numpy",
@@ -108,6 +116,8 @@ def code(
     """1.0 where every test passed, else 0.0; None for a row without tests.
 
     Args:
+        float_tolerance: how far two numbers may be apart, absolutely and relatively, and still be equal;
+            one for all rows, or a column. None: outputs are compared as text, values exactly.
         timeout_s: deadline of a completion with all its tests, or of one run of a program, seconds. The
             slowest reference solution of MBPP computes for three.
         memory_mb: address space of each process, MiB.
@@ -131,6 +141,9 @@ def code_fraction(
     code_prompt: list[Any] | None = None,
     inputs: list[Any] | None = None,
     outputs: list[Any] | None = None,
+    fn_name: list[Any] | None = None,
+    input_output: list[Any] | None = None,
+    float_tolerance: float | list[Any] | None = None,
     timeout_s: float = 8.0,
     memory_mb: int = 1024,
     packages: str | Sequence[str] = "numpy",
@@ -153,6 +166,9 @@ _COLUMNS = (
     "code_prompt",
     "inputs",
     "outputs",
+    "fn_name",
+    "input_output",
+    "float_tolerance",
 )
 
 
@@ -167,6 +183,7 @@ GOLD = _gold
 
 
 def _prepare_jail(
+    float_tolerance: float | None = None,
     timeout_s: float = 8.0,
     memory_mb: int = 1024,
     packages: str | Sequence[str] = "numpy",
@@ -182,6 +199,7 @@ def _prepare_jail(
     for name, value in (("timeout_s", timeout_s), ("memory_mb", memory_mb), ("parallel", parallel)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} = {value!r} must be positive")
+    _tolerance(float_tolerance, "float_tolerance")
     _setup(timeout_s, memory_mb, packages, allow_unprotected)
 
 
@@ -219,12 +237,11 @@ def _score_all(
     parallel: int | None,
     partial_credit: bool,
 ) -> list[float | None]:
+    shared = columns.get("float_tolerance")
+    if shared is not None and not isinstance(shared, list):
+        columns["float_tolerance"] = [shared] * len(completions)
     present = {name: values for name, values in columns.items() if values is not None}
-    if not (
-        "test_list" in present
-        or {"test", "entry_point"} <= set(present)
-        or {"inputs", "outputs"} <= set(present)
-    ):
+    if not any(form <= present.keys() for form in _FORMS):
         raise ValueError("needs the column test_list, or test and entry_point, or inputs and outputs")
     rows = []
     for index, completion in enumerate(completions):
@@ -236,107 +253,217 @@ def _score_all(
     return [share if partial_credit or share is None else float(share == 1.0) for share in shares]
 
 
+_FORMS = ({"test_list"}, {"test", "entry_point"}, {"inputs", "outputs"}, {"input_output"})
+
+
 def _prepare(row: dict[str, Any], text: str, index: int, setup: Any, stop: bool) -> Score:
     """What is to be done for one completion; gives the share of tests passed."""
+    row |= _input_output(row, index)
     if "test_list" in row:
-        tests, sources = _mbpp(row, text, index)
+        tests, completion = _mbpp(row, text, index)
     elif {"test", "entry_point"} <= row.keys():
-        tests, sources = _humaneval(row, text)
+        tests, completion = _humaneval(row, text, index)
+    elif {"inputs", "outputs", "fn_name"} <= row.keys():
+        tests, completion = _function_calls(row, text, index)
     elif {"inputs", "outputs"} <= row.keys():
         return _programs(row, text, index, setup, stop)
     else:
         return lambda: None
-    if len(text) > MAX_CHARS or not sources:
+    # Without the name of what is under test nothing can be defined that a test finds.
+    words = set(re.findall(r"\w+", text[: MAX_CHARS + 1]))
+    if len(text) > MAX_CHARS or not (completion.stubs or words & set(completion.names)):
         return lambda: 0.0
 
     def run() -> float:
         try:
-            return float(_jail.run_tests(sources, tests, setup, stop).share)
+            return float(_jail.run_tests(completion, tests, setup, stop).share)
         except _jail.BrokenTests as error:
             raise ValueError(f"row {index}: a test is no Python: {error}") from None
 
     return run
 
 
-def _mbpp(row: dict[str, Any], text: str, index: int) -> tuple[Any, list[str]]:
+def _input_output(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The columns that are packed into `input_output`."""
+    packed = row.get("input_output")
+    if isinstance(packed, str):
+        try:
+            packed = json.loads(packed)
+        except ValueError as error:
+            raise ValueError(f"row {index}: column input_output is no JSON: {error}") from None
+    if packed is None:
+        return {}
+    if not isinstance(packed, Mapping) or not {"inputs", "outputs"} <= packed.keys():
+        raise ValueError(f"row {index}: column input_output needs inputs and outputs")
+    return {name: packed[name] for name in ("inputs", "outputs", "fn_name") if packed.get(name) is not None}
+
+
+def _mbpp(row: dict[str, Any], text: str, index: int) -> tuple[Any, Any]:
     sources = _strings(row["test_list"], "test_list", index)
     setup = [
         *_strings(row.get("test_imports", []), "test_imports", index),
         str(row.get("test_setup_code", "")),
     ]
-    tests = _jail.Tests(tuple(sources), "\n".join(setup), entry=row.get("entry_point"))
-    names = set(re.findall(r"\w+", "\n".join((*sources, *setup))))
-    found = _block(text, names)
-    # Without the name of the function under test nothing can be defined that a test finds.
-    return tests, [found] if names & set(re.findall(r"\w+", found)) else []
+    entry = str(row["entry_point"]) if row.get("entry_point") else None
+    check = any(_defines_check(source, index) for source in sources)
+    if check and entry is None:
+        raise ValueError(f"row {index}: check(candidate) in column test_list needs the column entry_point")
+    tests = _jail.Tests(tuple(sources), "\n".join(setup), entry=entry, check=check)
+    return tests, _jail.Completion(text, _names((*sources, *setup), entry, index))
 
 
-def _humaneval(row: dict[str, Any], text: str) -> tuple[Any, list[str]]:
-    entry = str(row["entry_point"])
+def _humaneval(row: dict[str, Any], text: str, index: int) -> tuple[Any, Any]:
+    entry, test = str(row["entry_point"]), str(row["test"])
     stubs = _stubs(row["code_prompt"], entry)
     preamble = tuple(stub + end for stub in stubs for end in ("", "\n    pass\n"))
-    tests = _jail.Tests((str(row["test"]),), preamble=preamble, entry=entry, check=True)
-    found = _block(text, {entry})
-    if re.search(rf"^(?:async def|def) +{re.escape(entry)}\b|^{re.escape(entry)} *=", found, re.MULTILINE):
-        return tests, [*(f"{stub}\n{found}" for stub in stubs), found]
-    if not re.search(r"\b(?:return|yield|raise)\b", found):
-        return tests, []
-    bodies = (found, f"    {found}", textwrap.indent(found, "    "))
-    return tests, [f"{stub.rstrip()}\n{body}" for stub in stubs for body in bodies]
+    tests = _jail.Tests((test,), preamble=preamble, entry=entry, check=True)
+    names = _names((), entry, index)
+    return tests, _jail.Completion(text, names, tuple(stubs), entry)
+
+
+_CALLS = """
+import json
+
+def _target():
+    try:
+        return {name}
+    except NameError:
+        return Solution().{name}
+
+def _same(found, wanted, tolerance):
+    if isinstance(wanted, list) and isinstance(found, (list, tuple)):
+        return len(found) == len(wanted) and all(_same(*pair, tolerance) for pair in zip(found, wanted))
+    if tolerance is not None and isinstance(wanted, (int, float)) and isinstance(found, (int, float)):
+        return abs(found - wanted) <= tolerance * max(1, abs(wanted))
+    return found == wanted
+
+def _check(given, wanted, tolerance):
+    found, wanted = _target()(*json.loads(given)), json.loads(wanted)
+    # Some collections pack the one result into a list.
+    packed = isinstance(wanted, list) and len(wanted) == 1
+    assert _same(found, wanted, tolerance) or packed and _same(found, wanted[0], tolerance)
+"""
+
+
+def _function_calls(row: dict[str, Any], text: str, index: int) -> tuple[Any, Any]:
+    name = str(row["fn_name"])
+    if not name.isidentifier():
+        raise ValueError(f"row {index}: fn_name = {name!r} is no name of a function")
+    pairs = _pairs(row, index)
+    tolerance = _tolerance(row.get("float_tolerance"), f"row {index}: float_tolerance")
+    sources = [
+        f"_check({json.dumps(_arguments(given, index))!r}, {json.dumps(_value(wanted))!r}, {tolerance!r})"
+        for given, wanted in pairs
+    ]
+    tests = _jail.Tests(tuple(sources), _CALLS.format(name=name))
+    return tests, _jail.Completion(text, (name, "Solution"))
+
+
+def _arguments(given: Any, index: int) -> list[Any]:
+    """The arguments of one call: a list, or a text with one of them as JSON per line."""
+    if isinstance(given, str):
+        try:
+            return [json.loads(line) for line in given.splitlines() if line.strip()]
+        except ValueError as error:
+            raise ValueError(
+                f"row {index}: column inputs, with fn_name, holds no arguments: {error}"
+            ) from None
+    if not isinstance(given, Sequence):
+        raise ValueError(f"row {index}: column inputs, with fn_name, has to hold lists of arguments")
+    return list(given)
+
+
+def _value(wanted: Any) -> Any:
+    if isinstance(wanted, str):
+        try:
+            return json.loads(wanted)
+        except ValueError:
+            return wanted
+    return wanted
 
 
 def _programs(row: dict[str, Any], text: str, index: int, setup: Any, stop: bool) -> Score:
-    given = _strings(row["inputs"], "inputs", index)
-    expected = _strings(row["outputs"], "outputs", index)
-    if len(given) != len(expected):
-        raise ValueError(f"row {index}: {len(given)} inputs and {len(expected)} outputs")
-    source = textwrap.dedent(_block(text, set()))
+    pairs = [(_jail.as_text(given), _jail.as_text(wanted)) for given, wanted in _pairs(row, index)]
+    tolerance = _tolerance(row.get("float_tolerance"), f"row {index}: float_tolerance")
     # A program that prints something calls something.
-    if len(text) > MAX_CHARS or "(" not in source:
+    if len(text) > MAX_CHARS or "(" not in text:
         return lambda: 0.0
 
     def run() -> float:
         right = 0
-        for stdin, stdout in zip(given, expected, strict=True):
-            printed, _ = _jail.run_script([source], stdin, setup)
-            passed = printed is not None and _lines(printed) == _lines(stdout)
+        for stdin, wanted in pairs:
+            printed, _ = _jail.run_script(_jail.Completion(text), stdin, setup)
+            passed = printed is not None and _jail.same_output(printed, wanted, tolerance)
             if stop and not passed:
                 return 0.0
             right += passed
-        return right / len(given)
+        return right / len(pairs)
 
     return run
 
 
-def _strings(value: Any, column: str, index: int) -> list[str]:
-    """A column that holds a list of texts, which may come as JSON or as one text."""
+def _pairs(row: Mapping[str, Any], index: int) -> list[tuple[Any, Any]]:
+    """Inputs with their outputs; lists, which may come as JSON, or one of each."""
+    given, wanted = row["inputs"], row["outputs"]
+    lists = [_list(value) for value in (given, wanted)]
+    # A text that is JSON is one input, as `[1, 2]`, where the other column is no list.
+    both = lists if None not in lists else [[given], [wanted]]
+    if len(both[0] or ()) != len(both[1] or ()):
+        raise ValueError(f"row {index}: {len(both[0] or ())} inputs and {len(both[1] or ())} outputs")
+    if not both[0]:
+        raise ValueError(f"row {index}: column inputs is empty")
+    return list(zip(both[0], both[1] or (), strict=True))
+
+
+def _list(value: Any) -> list[Any] | None:
     if isinstance(value, str):
         try:
-            loaded = json.loads(value)
+            value = json.loads(value)
         except ValueError:
-            loaded = value
-        value = loaded if isinstance(loaded, list) else [value]
-    texts = [str(item) for item in value]
+            return None
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+
+
+def _tolerance(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{where} = {value!r} must be a number, at least 0")
+    return float(value)
+
+
+def _strings(value: Any, column: str, index: int) -> list[str]:
+    """A column that holds a list of texts, which may come as JSON or as one text."""
+    texts = [str(item) for item in (_list(value) if _list(value) is not None else [value]) or ()]
     if not texts and column != "test_imports":
         raise ValueError(f"row {index}: column {column} is empty")
     return texts
 
 
-def _lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+def _parsed(source: str, index: int, mode: str = "exec") -> ast.AST:
+    try:
+        return compile(source, "<test>", mode, ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ValueError(f"row {index}: a test is no Python: {type(error).__name__}: {error}") from None
 
 
-def _block(text: str, names: set[str]) -> str:
-    """The fenced block that defines one of the names, else the last one, else the text itself."""
-    blocks = _FENCE.findall(text[:MAX_CHARS])
-    if not blocks:
-        return text
-    telling = [block for block in map(textwrap.dedent, blocks) if names & _defined(block)]
-    return (telling or blocks)[-1]
+def _names(sources: Sequence[str], entry: str | None, index: int) -> tuple[str, ...]:
+    """What the tests ask of the completion. Names alone: it must not learn what they expect."""
+    trees = [_parsed(source, index) for source in sources]
+    names = {*_jail.free_names(sources), *_jail.imported_from_solution(trees)}
+    if entry:
+        names |= {node.id for node in ast.walk(_parsed(entry, index, "eval")) if isinstance(node, ast.Name)}
+    return tuple(sorted(names or _jail.called_builtins(trees)))
 
 
-def _defined(block: str) -> set[str]:
-    return {name for pair in _DEFINED.findall(block) for name in pair}
+def _defines_check(source: str, index: int) -> bool:
+    """It defines check(candidate) and leaves calling it to others."""
+    nodes = list(ast.walk(_parsed(source, index)))
+    called = {
+        node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.args.args}
+    return "check" in defined and "check" not in called
 
 
 def _stubs(prompt: str, entry: str) -> list[str]:

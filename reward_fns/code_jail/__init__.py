@@ -16,8 +16,11 @@ folder. It is no module on the search path: who uses it loads it by its path. Li
 
 from __future__ import annotations
 
+from .naming import called_builtins, free_names, imported_from_solution
+from .outputs import as_text, same_output
 from .session import (
     BrokenTests,
+    Completion,
     JailError,
     Limits,
     Setup,
@@ -31,13 +34,19 @@ from .session import (
 
 __all__ = [
     "BrokenTests",
+    "Completion",
     "JailError",
     "Limits",
     "Setup",
     "Tests",
     "Verdict",
+    "as_text",
+    "called_builtins",
+    "free_names",
+    "imported_from_solution",
     "layers",
     "require",
     "run_script",
     "run_tests",
+    "same_output",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import candidate  # noqa: E402
+import scratch  # noqa: E402
 import wire  # noqa: E402
 from confine import Confinement, complete  # noqa: E402
 
@@ -33,6 +33,7 @@ def main(control: int, status: int) -> int:
         Exit status of the child; 128 + signal where one ended it.
     """
     job = wire.receive(control)
+    _import_for(job["role"])
     sys.dont_write_bytecode = True
     confinement = Confinement(job["confinement"])
     confinement.enter_namespaces()
@@ -47,7 +48,6 @@ def main(control: int, status: int) -> int:
 def _inside(job: dict[str, Any], confinement: Confinement, status: int) -> None:
     """The child: never returns."""
     try:
-        _import_for(job["role"])
         if job["role"] == "script":
             _replace_input(job["input"])
         confinement.finish(sorted((status, *job["fds"])))
@@ -57,12 +57,13 @@ def _inside(job: dict[str, Any], confinement: Confinement, status: int) -> None:
         os.close(status)
         if allowed:
             sys.path[0:1] = []
+            sys.set_int_max_str_digits(0)
             sys.path.extend(job["packages_from"])
             _ROLES[job["role"]](job)
     except BaseException as error:
         _tell(status, f"{type(error).__name__}: {error}")
     finally:
-        candidate.leave(1)
+        os._exit(1)
 
 
 def _tell(status: int, text: str) -> None:
@@ -73,9 +74,11 @@ def _tell(status: int, text: str) -> None:
 
 
 def _import_for(role: str) -> None:
-    """While the files of this package can still be read."""
+    """While the files of this package can still be read, and their compiled form be kept for the next."""
     if role == "tests":
         import tester  # noqa: F401
+    elif role in ("calls", "script"):
+        import candidate  # noqa: F401
 
 
 def _replace_input(text: str) -> None:
@@ -88,6 +91,7 @@ def _replace_input(text: str) -> None:
 
 
 def _run_tests(job: dict[str, Any]) -> None:
+    import remote
     import tester
 
     read_fd, write_fd, verdict = job["fds"]
@@ -95,26 +99,38 @@ def _run_tests(job: dict[str, Any]) -> None:
     def report(message: dict[str, Any]) -> None:
         wire.send(verdict, message | {"nonce": job["nonce"]})
 
-    tester.run(job, tester.Remote(read_fd, write_fd), report)
+    tester.run(job, remote.Remote(read_fd, write_fd), report)
     report({"done": True})
+
+
+def _answer_calls(job: dict[str, Any]) -> None:
+    import candidate
+
+    candidate.serve(job, *job["fds"])
+
+
+def _run_script(job: dict[str, Any]) -> None:
+    import candidate
+
+    candidate.run_script(job)
 
 
 _ROLES = {
     "probe": lambda job: None,
     "tests": _run_tests,
-    "calls": lambda job: candidate.serve(job["sources"], *job["fds"]),
-    "script": lambda job: candidate.run_script(job["sources"], candidate.leave),
+    "calls": _answer_calls,
+    "script": _run_script,
 }
 
 
 def _watch(child: int, control: int, settings: dict[str, Any]) -> int:
-    """Wait for the child; kill it when the lifeline ends or its scratch folder on disk is too large."""
+    """Wait for the child; kill it when the lifeline ends or it has more threads than it may."""
     handle = os.pidfd_open(child)
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(handle, select.POLLIN)
     while not (ready := [fd for fd, _ in poll.poll(_LOOK_EVERY_MS)]):
-        if _megabytes(settings["scratch"]) > settings["limits"]["scratch_mb"]:
+        if _threads(child) > settings["limits"]["threads"]:
             break
     if handle not in ready:
         for kill in (os.killpg, os.kill):
@@ -123,30 +139,16 @@ def _watch(child: int, control: int, settings: dict[str, Any]) -> int:
             except (ProcessLookupError, PermissionError):
                 continue
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    _remove(settings["scratch"])
+    # Here and not in the caller, who may have been killed. With a private root the folder is empty.
+    scratch.remove(settings["scratch"])
     return code if code >= 0 else 128 - code
 
 
-def _remove(folder: str) -> None:
-    """Here and not in the caller, who may have been killed. With a private root the folder is empty."""
+def _threads(child: int) -> int:
     try:
-        os.rmdir(folder)
+        return len(os.listdir(f"/proc/{child}/task"))
     except OSError:
-        import shutil
-
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _megabytes(folder: str) -> float:
-    """What lies in a folder, whose files may vanish while one looks."""
-    total = 0
-    for path, _, files in os.walk(folder):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(path, name)).st_blocks
-            except OSError:
-                continue
-    return total / 2048
+        return 0
 
 
 if __name__ == "__main__":

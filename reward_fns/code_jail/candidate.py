@@ -6,60 +6,80 @@ this interpreter, all that leaves it is the answer to a call.
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
+import objects
+import reading
 import wire
 
-_PORTABLE = tuple(
-    kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)
-)
+Job = Mapping[str, Any]
 
 
-def first_that_compiles(sources: Sequence[str], name: str) -> CodeType:
-    """The first of several readings of a completion that is Python.
+def code_of(job: Job) -> CodeType:
+    """The completion as code: the first of its readings that is Python.
+
+    Args:
+        job: `sources` (readings), or `completion` (what `reading.sources` reads).
 
     Raises:
         SyntaxError, ValueError, RecursionError, MemoryError: why the last one is not.
     """
+    sources = job["sources"] or reading.sources(job["completion"])
     for source in sources[:-1]:
         try:
-            return compile(source, name, "exec", dont_inherit=True)
+            return compile(source, "<completion>", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
-    return compile(sources[-1], name, "exec", dont_inherit=True)
+    if not sources:
+        raise SyntaxError("no code was found")
+    return compile(sources[-1], "<completion>", "exec", dont_inherit=True)
 
 
-def run_script(sources: Sequence[str], code_to_exit: Callable[[int], None]) -> None:
-    """Run a completion as a program: standard input to standard output.
+def as_usual() -> None:
+    """What a program finds in an interpreter that was started as usual: `exit`, `quit`, its arguments."""
+    vars(builtins).update({"exit": _exit, "quit": _exit})
+    sys.argv[:] = ["solution.py"]
 
-    Args:
-        sources: readings of the completion.
-        code_to_exit: ends the process with a status.
-    """
+
+def _exit(code: Any = None) -> NoReturn:
+    raise SystemExit(code)
+
+
+def run_script(job: Job) -> None:
+    """Run a completion as a program: standard input to standard output. Ends the process with its status."""
     status = 1
     try:
-        exec(first_that_compiles(sources, "<completion>"), _fresh_module("__main__"))
+        as_usual()
+        exec(code_of(job), _fresh_module("__main__"))
         status = 0
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     try:
+        # As at the end of any program: its threads, its exit handlers, what it has not written yet.
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        atexit._run_exitfuncs()
         sys.stdout.flush()
+    except BrokenPipeError:
+        status = status or 1
     finally:
-        code_to_exit(status & 0xFF)
+        leave(status & 0xFF)
 
 
-def serve(sources: Sequence[str], read_fd: int, write_fd: int) -> None:
+def serve(job: Job, read_fd: int, write_fd: int) -> None:
     """Define what the completion defines, then answer the tester until it is gone."""
-    server = _Server()
+    server = _Server(read_fd, write_fd)
     try:
-        exec(first_that_compiles(sources, "<completion>"), server.namespace)
+        as_usual()
+        exec(code_of(job), server.namespace)
     except BaseException as error:
         server.broken = error
     while True:
@@ -67,7 +87,7 @@ def serve(sources: Sequence[str], read_fd: int, write_fd: int) -> None:
             request = wire.receive(read_fd)
         except (EOFError, OSError):
             return
-        wire.send(write_fd, server.answer(request))
+        server.reply(request)
 
 
 def _fresh_module(name: str) -> dict[str, Any]:
@@ -77,57 +97,54 @@ def _fresh_module(name: str) -> dict[str, Any]:
 
 
 class _Server:
-    """The completion's objects, and what the tester may do to them."""
+    """Answers what the tester asks about the completion's objects, and asks it about its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_fd: int, write_fd: int) -> None:
         self.namespace = _fresh_module("solution")
         self.broken: BaseException | None = None
-        self._objects: list[Any] = []
-        self._operations: dict[str, Callable[..., Any]] = {
-            "call": lambda function, args, kwargs: function(*args, **kwargs),
-            "getattr": getattr,
-            "setattr": setattr,
-            "iter": iter,
-            "next": next,
-            "len": len,
-            "getitem": lambda container, key: container[key],
-            "str": str,
-            "repr": repr,
-        }
+        self._read_fd, self._write_fd = read_fd, write_fd
+        self._objects = objects.Objects(self._call_back)
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The reply to one request: a value, or the name and text of an exception."""
+    def reply(self, request: dict[str, Any]) -> None:
+        """Answer one request: a value, or an exception."""
         try:
             if self.broken is not None:
                 raise self.broken
-            return {"id": request["id"], "value": self._value(request)}
+            answer = {"id": request["id"], "value": self._value(request)}
         except BaseException as error:
-            return {"id": request["id"], "error": [_portable_name(error), _text(error)]}
+            answer = {"id": request["id"], "error": self._objects.error(error)}
+        wire.send(self._write_fd, answer)
 
     def _value(self, request: dict[str, Any]) -> Any:
         if request["op"] == "names":
             known = {name: self.namespace[name] for name in request["names"] if name in self.namespace}
-            return {name: wire.encode(value, self._keep) for name, value in known.items()}
-        arguments = wire.decode(request["args"], self._objects.__getitem__)
-        return wire.encode(self._operations[request["op"]](*arguments), self._keep)
+            return {name: self._objects.encode(value) for name, value in known.items()}
+        operation: Callable[..., Any] = objects.OPERATIONS[request["op"]]
+        arguments = self._objects.decode(request["args"])
+        if request["op"] in objects.ABOUT_OBJECTS:
+            return operation(self._objects, *arguments)
+        found = operation(*arguments)
+        # What an attribute or an item gives belongs to its object: a list among it stays the object's list.
+        part = request["op"] == "get" or (request["op"] == "special" and arguments[0] == "__getitem__")
+        return self._objects.encode_part(found) if part else self._objects.encode(found)
 
-    def _keep(self, value: Any) -> int:
-        self._objects.append(value)
-        return len(self._objects) - 1
+    def _call_back(self, number: int, operation: str, *arguments: Any) -> Any:
+        """Have the tester do something to an object of its own; it may ask something meanwhile."""
+        message = {"callback": number, "op": operation, "args": self._objects.encode(list(arguments))}
+        wire.send(self._write_fd, message)
+        while True:
+            try:
+                answer = wire.receive(self._read_fd)
+            except (EOFError, OSError):
+                leave(1)
+            if "op" in answer:
+                self.reply(answer)
+            elif "error" in answer:
+                raise self._objects.their_error(answer["error"])
+            else:
+                return self._objects.decode(answer["value"])
 
 
-def _portable_name(error: BaseException) -> str:
-    """Name of the nearest builtin exception that an error is an instance of."""
-    return next((kind.__name__ for kind in type(error).__mro__ if kind in _PORTABLE), "RuntimeError")
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"[:300]
-    except BaseException:
-        return "an error that cannot be shown"
-
-
-def leave(status: int) -> None:
+def leave(status: int) -> NoReturn:
     """End the process at once."""
     os._exit(status)

@@ -5,8 +5,8 @@
 | `limits` | rlimits: address space, CPU, size of files, open files, threads; no core dumps |
 | `namespaces` | process ids, network, IPC, control groups and host name of its own |
 | `private_root` | a file system of its own: the interpreter read-only, a scratch folder in memory, no /proc |
-| `landlock` | where there is no private root: the same files by the kernel's Landlock |
-| `user` | where it was root: user 65534 (nobody), no groups; no capabilities in any case |
+| `landlock` | where there is no private root: the same files by the kernel's Landlock, nothing to write |
+| `user` | where it was root: a user that nobody else is, no groups; no capabilities in any case |
 | `system_calls` | a filter: no new process or program, no socket, no signal, no mount |
 
 `system_calls`, `limits` and one of `private_root` and `landlock` make a jail; without them it is refused.
@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -26,6 +27,10 @@ import kernel
 LAYERS = ("limits", "namespaces", "private_root", "landlock", "user", "system_calls")
 ON = "on"
 _NOBODY = 65534
+# Users of single runs lie from here on, above those of systems and of containers.
+_FIRST_OWN_USER, _OWN_USERS = 0x3000_0000, 1 << 28
+# From this kernel on threads are counted per user namespace.
+_COUNTS_IN_NAMESPACE = (5, 14)
 _SCRATCH = "/scratch"
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _NAMESPACES = kernel.NEW_PID | kernel.NEW_NET | kernel.NEW_IPC | kernel.NEW_UTS | kernel.NEW_CGROUP
@@ -49,13 +54,16 @@ class Confinement:
         """
         self._settings = settings
         self._leave_out = frozenset(settings["leave_out"])
+        self._counted_alone = False
         self.layers = {name: "off: left out" if name in self._leave_out else "off" for name in LAYERS}
 
     def enter_namespaces(self) -> None:
         """In the process whose children are to be in them; with a user namespace unless it is root."""
         if os.geteuid() == 0 and self._try("namespaces", lambda: kernel.unshare(_NAMESPACES)):
             return
-        self._try("namespaces", _enter_as_user)
+        if self._try("namespaces", _enter_as_user):
+            release = os.uname().release.split(".")
+            self._counted_alone = (int(release[0]), int(release[1])) >= _COUNTS_IN_NAMESPACE
 
     def finish(self, keep: Sequence[int]) -> None:
         """Put on the other layers, in the child, which is single-threaded.
@@ -64,6 +72,8 @@ class Confinement:
             keep: file descriptors that stay open, besides 0, 1 and 2.
         """
         os.setsid()
+        alone = self._counted_alone or (os.getuid() == 0 and _has_every_user())
+        self._others = 0 if alone else threads_of(os.getuid() or _NOBODY)
         kernel.no_new_privileges()
         self._close_others(keep)
         if self.layers["namespaces"] == ON:
@@ -124,7 +134,8 @@ class Confinement:
 
     def _restrict_files(self) -> None:
         devices = [path for path in _DEVICES if os.path.exists(path)]
-        kernel.landlock([*self._settings["readable"], *devices], ".")
+        # Nothing can be written: what lies on a disk could not be bounded, neither in bytes nor in files.
+        kernel.landlock([*self._settings["readable"], *devices, "."])
 
     def _become_nobody(self) -> None:
         if "user" in self._leave_out:
@@ -139,8 +150,24 @@ class Confinement:
             if closed:
                 self.layers["user"] = f"off: {closed} is closed to other users"
                 return
-            os.chown(".", _NOBODY, _NOBODY)
-        self._try("user", _change_user)
+        self._try("user", self._change_user)
+
+    def _change_user(self) -> None:
+        """Become a user that nobody else is, so that its threads are counted alone; else nobody."""
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        own = _FIRST_OWN_USER + int.from_bytes(os.urandom(4), "little") % _OWN_USERS
+        for user in (own, _NOBODY):
+            try:
+                if self.layers["private_root"] != ON:
+                    os.chown(".", user, _NOBODY)
+                os.setresuid(user, user, user)
+            except OSError as error:
+                if user == _NOBODY or error.errno != errno.EINVAL:
+                    raise
+            else:
+                self._counted_alone = user == own
+                return
 
     def _set_limits(self) -> None:
         limits = self._settings["limits"]
@@ -151,12 +178,21 @@ class Confinement:
             (resource.RLIMIT_CPU, cpu),
             (resource.RLIMIT_FSIZE, limits["file_mb"] * mib),
             (resource.RLIMIT_NOFILE, limits["open_files"]),
-            (resource.RLIMIT_NPROC, limits["threads"]),
+            (resource.RLIMIT_NPROC, self._most_threads()),
             (resource.RLIMIT_CORE, 0),
         ):
             hard = resource.getrlimit(what)[1]
             bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(what, (bound, bound))
+
+    def _most_threads(self) -> int:
+        """The kernel's bound on threads, which it counts per user.
+
+        Where others may be the same user theirs come on top, with room for more of them: this only keeps a
+        burst small until the watcher, who counts the threads of this one process, ends it.
+        """
+        most = self._settings["limits"]["threads"]
+        return most if self._counted_alone else 4 * most + self._others
 
 
 def _enter_as_user() -> None:
@@ -171,10 +207,22 @@ def _enter_as_user() -> None:
             out.write(text)
 
 
-def _change_user() -> None:
-    os.setgroups([])
-    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+def _has_every_user() -> bool:
+    """Whether root here may become any user, which it may not in most user namespaces."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return int(file.readline().split()[2]) > _FIRST_OWN_USER + _OWN_USERS
+
+
+def threads_of(user: int) -> int:
+    """Threads on this machine that a user has."""
+    total = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.stat(f"/proc/{pid}").st_uid == user:
+                total += len(os.listdir(f"/proc/{pid}/task"))
+        except OSError:
+            continue
+    return total
 
 
 def _bind(source: str, target: str) -> None:

@@ -133,8 +133,8 @@ def enter_root(root: str) -> None:
     os.chdir("/")
 
 
-def landlock(readable: Sequence[str], writable: str) -> None:
-    """Allow this process to read below `readable`, to write below `writable`, and nothing else on disk.
+def landlock(readable: Sequence[str]) -> None:
+    """Allow this process to read below `readable`, to write into `/dev/null`, and nothing else on disk.
 
     Raises:
         OSError: the kernel has no Landlock, or an older one than version 3 (Linux 6.2).
@@ -148,8 +148,7 @@ def landlock(readable: Sequence[str], writable: str) -> None:
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     rules = _syscall(_LANDLOCK_CREATE, "landlock", attributes, ctypes.c_size_t(size), ctypes.c_uint(0))
     for path in readable:
-        _allow(rules, path, 0b1101 if os.path.isdir(path) else 0b101)
-    _allow(rules, writable, everything)
+        _allow(rules, path, 0b1101 if os.path.isdir(path) else 0b111 if path == os.devnull else 0b101)
     _syscall(_LANDLOCK_RESTRICT, "landlock_restrict_self", ctypes.c_int(rules), ctypes.c_uint(0))
     os.close(rules)
 

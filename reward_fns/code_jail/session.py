@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import select
-import shutil
 import site
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import wire
+from . import scratch, wire
 
 _BOOT = Path(__file__).with_name("boot.py")
 _START_S = 30.0
@@ -29,6 +28,8 @@ _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYTHONUTF8": "1",
     "OMP_NUM_THREADS": "1",
+    # Each further arena would take 64 MiB of the address space, whose size is bounded, for each thread.
+    "MALLOC_ARENA_MAX": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
 
@@ -52,11 +53,12 @@ class Limits:
     file_mb: int = 8
     """Largest file, MiB."""
     scratch_mb: int = 64
-    """Scratch folder, MiB."""
+    """Scratch folder, MiB. Where there is no private root nothing can be written, and this says nothing."""
     output_kb: int = 1024
     """Standard output of a program, KiB."""
     open_files: int = 64
     threads: int = 32
+    """Threads of one process, its first included."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,26 @@ class Tests:
     preamble: tuple[str, ...] = ()
     """Readings of trusted code whose names the tests may use; the first that compiles counts."""
     entry: str | None = None
-    """Function under test; None: the names that the tests use and do not define."""
+    """What is under test, as `f` or `Solution().f`; None: what the tests use and do not define."""
     check: bool = False
     """Each source defines `check(candidate)`, to be called with the function under test."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The text of a completion, in which its own jail finds the code (`reading`)."""
+
+    text: str
+    names: tuple[str, ...] = ()
+    """What the code is asked for; none: it is a program."""
+    stubs: tuple[str, ...] = ()
+    """Readings of a prompt as code that the text may continue."""
+    entry: str = ""
+    """The function that the stubs begin."""
+
+
+Code = Sequence[str] | Completion
+"""Readings of a completion as Python, of which the first that compiles counts; or its text."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +124,10 @@ class Verdict:
         return sum(self.passed) / max(1, len(self.passed))
 
 
-def run_tests(sources: Sequence[str], tests: Tests, setup: Setup, stop: bool = True) -> Verdict:
+def run_tests(code: Code, tests: Tests, setup: Setup, stop: bool = True) -> Verdict:
     """Run the tests of a row against a completion.
 
     Args:
-        sources: readings of the completion as Python; the first that compiles counts.
         stop: at the first test that fails.
 
     Raises:
@@ -123,7 +141,7 @@ def run_tests(sources: Sequence[str], tests: Tests, setup: Setup, stop: bool = T
         to_candidate, to_tester, verdict = (stack.enter_context(_pipe()) for _ in range(3))
         tester = _Process("tests", job, setup, (to_tester[0], to_candidate[1], verdict[1]))
         stack.callback(tester.end)
-        calls = _Process("calls", {"sources": list(sources)}, setup, (to_candidate[0], to_tester[1]))
+        calls = _Process("calls", _as_job(code), setup, (to_candidate[0], to_tester[1]))
         stack.callback(calls.end)
         for pipe, ours in ((to_candidate, ()), (to_tester, ()), (verdict, (0,))):
             pipe.close_all_but(*ours)
@@ -142,11 +160,10 @@ def run_tests(sources: Sequence[str], tests: Tests, setup: Setup, stop: bool = T
     return Verdict(tuple(passed + [False] * (count - len(passed))), errors[0] if errors else late)
 
 
-def run_script(sources: Sequence[str], given: str, setup: Setup) -> tuple[str | None, str]:
+def run_script(code: Code, given: str, setup: Setup) -> tuple[str | None, str]:
     """Run a completion as a program.
 
     Args:
-        sources: readings of the completion as Python.
         given: its standard input.
 
     Returns:
@@ -157,7 +174,7 @@ def run_script(sources: Sequence[str], given: str, setup: Setup) -> tuple[str | 
     """
     limit = setup.limits.output_kb * 1024
     with _pipe() as output:
-        process = _Process("script", {"sources": list(sources), "input": given}, setup, (), output=output[1])
+        process = _Process("script", {**_as_job(code), "input": given}, setup, (), output=output[1])
         try:
             output.close_all_but(0)
             process.wait_confined()
@@ -171,6 +188,12 @@ def run_script(sources: Sequence[str], given: str, setup: Setup) -> tuple[str | 
     if status != 0:
         return None, f"ended with status {status}"
     return data.decode("utf-8", "replace"), ""
+
+
+def _as_job(code: Code) -> dict[str, Any]:
+    if isinstance(code, Completion):
+        return {"sources": [], "completion": asdict(code)}
+    return {"sources": list(code)}
 
 
 @functools.cache
@@ -318,7 +341,7 @@ class _Process:
         if self.wait(time.monotonic() + 2.0) is None:
             self._popen.kill()
             self._popen.wait()
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            scratch.remove(self._scratch)
 
 
 @functools.cache

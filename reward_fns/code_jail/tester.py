@@ -1,135 +1,35 @@
 """The process that runs the tests, in a jail of its own, with stand-ins for what the completion defines.
 
-A stand-in sends a call to the candidate's process and gets plain data back (`wire`). It compares by identity,
-so an object that the completion made equals nothing, whatever its `__eq__` says, and `in` compares its items
-here, whatever its `__contains__` says. Arguments go by value: what a completion does to them stays with it.
+A stand-in sends what is done to it to the candidate's process and gets plain data back (`wire`, `standins`).
+Values are compared here: what the completion makes is not asked whether it equals a value of the tests,
+except where the tests' text puts that object under test (`questions`). Arguments go by value.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
 import importlib
+import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import wire
+import naming
+import questions
+from handles import TESTS_MODULE
+from remote import Remote
+from standins import StandIn, StandInClass, remote_of
 
 Report = Callable[[dict[str, Any]], None]
-
-
-class CandidateGone(BaseException):
-    """The candidate's process ended, or answered with what is no answer. No test can catch it by accident."""
-
-
-class Remote:
-    """The candidate's process, asked over two pipes."""
-
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        self._read_fd, self._write_fd = read_fd, write_fd
-        self._serial = 0
-        self.gone = False
-
-    def names(self, names: Sequence[str]) -> dict[str, Any]:
-        """Those of some global names that the completion defines, with their values or stand-ins."""
-        found = self._ask({"op": "names", "names": list(names)})
-        if not isinstance(found, dict):
-            raise self._fail("names are not a mapping")
-        return {name: self._decoded(found[name]) for name in names if name in found}
-
-    def do(self, operation: str, *arguments: Any) -> Any:
-        """Have the candidate do something to its objects.
-
-        Raises:
-            Exception: the builtin exception that the candidate raised.
-            CandidateGone: there is no answer.
-        """
-        request = {"op": operation, "args": wire.encode(list(arguments), _number_of)}
-        return self._decoded(self._ask(request))
-
-    def _ask(self, request: dict[str, Any]) -> Any:
-        if self.gone:
-            raise CandidateGone("it had ended before")
-        self._serial += 1
-        try:
-            wire.send(self._write_fd, request | {"id": self._serial})
-            reply = wire.receive(self._read_fd)
-        except (EOFError, OSError, ValueError, RecursionError) as error:
-            raise self._fail(str(error)) from None
-        if not isinstance(reply, dict) or reply.get("id") != self._serial:
-            raise self._fail("not a reply")
-        if "error" in reply:
-            raise _exception(reply["error"], request["op"])
-        return reply.get("value")
-
-    def _decoded(self, data: Any) -> Any:
-        try:
-            return wire.decode(data, lambda number: Proxy(self, number))
-        except (ValueError, OverflowError, RecursionError) as error:
-            raise self._fail(str(error)) from None
-
-    def _fail(self, why: str) -> CandidateGone:
-        self.gone = True
-        return CandidateGone(f"the candidate's process ended or broke its channel ({why})")
-
-
-class Proxy:
-    """Stands for an object of the candidate. Equality is identity, and `in` looks at its items."""
-
-    __slots__ = ("_number", "_remote")
-
-    def __init__(self, remote: Remote, number: int) -> None:
-        object.__setattr__(self, "_remote", remote)
-        object.__setattr__(self, "_number", number)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._remote.do("call", self, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)
-        return self._remote.do("getattr", self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._remote.do("setattr", self, name, value)
-
-    def __iter__(self) -> Iterator[Any]:
-        iterator = self._remote.do("iter", self)
-        return iterator if isinstance(iterator, Proxy) else iter(iterator)
-
-    def __next__(self) -> Any:
-        return self._remote.do("next", self)
-
-    def __len__(self) -> int:
-        return self._remote.do("len", self)
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._remote.do("getitem", self, key)
-
-    def __str__(self) -> str:
-        return self._remote.do("str", self)
-
-    def __repr__(self) -> str:
-        return self._remote.do("repr", self)
-
-
-def _number_of(value: Any) -> int:
-    if isinstance(value, Proxy):
-        return object.__getattribute__(value, "_number")
-    raise TypeError(f"a test may pass plain data to the completion, not {type(value).__name__}")
-
-
-def _exception(error: Any, operation: str) -> BaseException:
-    """The exception to raise for one that the candidate reported."""
-    name, text = (str(part) for part in error) if isinstance(error, list) and len(error) == 2 else ("", "")
-    kind = getattr(builtins, name, None)
-    usable = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError)
-    ends_a_loop = name in ("StopIteration", "StopAsyncIteration") and operation != "next"
-    return kind(text) if usable and not ends_a_loop else RuntimeError(text)
+_FLAGS = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+_COROUTINE = 0x80
+# Functions that ask an object more than a stand-in can tell; the candidate calls them.
+_ASKED_THERE = {
+    "dataclasses": ("asdict", "astuple", "replace", "is_dataclass"),
+    "inspect": ("iscoroutinefunction", "isgeneratorfunction", "isasyncgenfunction", "isgenerator"),
+    "asyncio": ("iscoroutinefunction",),
+}
 
 
 def run(job: dict[str, Any], remote: Remote, report: Report) -> None:
@@ -137,23 +37,20 @@ def run(job: dict[str, Any], remote: Remote, report: Report) -> None:
 
     Args:
         job: `tests` (sources), `setup` (source), `preamble` (readings of trusted code for the tests), `entry`
-            (name of the function under test, or None), `check` (call `check(entry)` after each test's
-            source), `stop` (at the first test that fails).
+            (an expression for what is under test, or None), `check` (each source defines `check`, to be
+            called with it), `stop` (at the first test that fails).
         remote: the candidate.
         report: takes {"broken": text} where a test is no Python, {"passed": bool, "error": text} per test.
     """
     try:
-        parsed = [
-            compile(source, "<test>", "exec", ast.PyCF_ONLY_AST) for source in (job["setup"], *job["tests"])
-        ]
-        tests = [compile(tree, "<test>", "exec", dont_inherit=True) for tree in parsed]
+        trees = [compile(source, "<test>", "exec", _FLAGS) for source in (job["setup"], *job["tests"])]
+        row = _Row(job, remote, trees)
     except (SyntaxError, ValueError, RecursionError) as error:
         report({"broken": f"{type(error).__name__}: {error}"})
         return
-    namespace: dict[str, Any] = {"__name__": "tests"}
-    failed = _attempt(lambda: _prepare(job, remote, namespace, parsed, tests[0]))
-    for test in tests[1:]:
-        error = failed or _attempt(lambda code=test: _one(code, job, namespace)) or _lost(remote)
+    failed = _attempt(row.prepare)
+    for index in range(1, len(trees)):
+        error = failed or _attempt(lambda index=index: row.run(index)) or _lost(remote)
         report({"passed": error is None, "error": error or ""})
         if error is not None and job["stop"]:
             return
@@ -164,67 +61,167 @@ def _attempt(step: Callable[[], None]) -> str | None:
     try:
         step()
     except BaseException as error:
-        return f"{type(error).__name__}: {error}"[:300]
+        return f"{type(error).__name__}: {_text(error)}"[:300]
     return None
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return "an error that cannot be shown"
 
 
 def _lost(remote: Remote) -> str | None:
     return "the candidate's process ended during the test" if remote.gone else None
 
 
-def _prepare(
-    job: dict[str, Any], remote: Remote, namespace: dict[str, Any], parsed: Sequence[ast.Module], setup: Any
-) -> None:
-    """Fill the namespace of the tests: trusted code, modules, stand-ins, setup."""
-    for source in job["preamble"]:
+class _Row:
+    """The tests of one row, and the namespace in which they run."""
+
+    def __init__(self, job: Mapping[str, Any], remote: Remote, trees: Sequence[ast.Module]) -> None:
+        self._job, self._remote = job, remote
+        self._entry = compile(job["entry"], "<entry>", "eval", _FLAGS) if job["entry"] else None
+        names = (node.id for node in _nodes(trees) if isinstance(node, ast.Name))
+        self._asks_entry = self._entry is not None and (job["check"] or "candidate" in names)
+        self._namespace = {"__name__": TESTS_MODULE, questions.ASK: questions.ask}
+        self._trees = trees
+        self._preamble = _first_that_compiles(job["preamble"])
+        known = set(self._preamble.co_names) if self._preamble else set()
+        free = [name for name in naming.free_names((job["setup"], *job["tests"])) if name not in known]
+        self._modules = naming.modules_among(free, trees)
+        wanted = [name for name in free if name not in self._modules]
+        self._imported = naming.imported_from_solution(trees)
+        self._wanted = wanted or naming.called_builtins(trees)
+        if self._entry:
+            self._wanted = [*_names(self._entry), *([] if job["check"] else wanted)]
+        candidates = frozenset((*self._wanted, *self._imported, *_parameters_of_check(trees)))
+        rewritten = questions.under_test(trees, candidates)
+        self._codes = [
+            compile(tree, "<test>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+            for tree in rewritten
+        ]
+
+    def prepare(self) -> None:
+        """Fill the namespace: trusted code, modules, stand-ins, setup."""
+        if self._preamble:
+            exec(self._preamble, self._namespace)
+        for name in self._modules:
+            self._namespace[name] = importlib.import_module(name)
+        _ask_there(self._trees)
+        found = self._remote.names(sorted({*self._wanted, *self._imported}))
+        solution = sys.modules["solution"] = types.ModuleType("solution")
+        vars(solution).update(found)
+        self._namespace.update({name: value for name, value in found.items() if name in self._wanted})
+        self._execute(self._codes[0])
+
+    def run(self, index: int) -> None:
+        """One test: its source, then the functions that it defines for somebody to call."""
+        before = set(self._namespace)
+        self._namespace.pop("check", None)
+        entry = self._under_test()
+        self._execute(self._codes[index])
+        check = self._namespace.get("check")
+        if self._job["check"] and isinstance(check, types.FunctionType):
+            _finished(check(entry))
+        elif self._job["check"] and not _asserts_itself(self._trees[index]):
+            raise NameError("the test defines no check(candidate)")
+        for name in _defined(self._trees[index]):
+            if name not in before or name.startswith(("test", "Test")):
+                _run_collected(self._namespace.get(name))
+
+    def _under_test(self) -> Any:
+        if not self._asks_entry:
+            return None
+        entry = eval(compile(self._entry, "<entry>", "eval", dont_inherit=True), self._namespace)
+        self._namespace.setdefault("candidate", entry)
+        return entry
+
+    def _execute(self, code: types.CodeType) -> None:
+        if code.co_flags & _COROUTINE:
+            import asyncio
+
+            asyncio.run(types.FunctionType(code, self._namespace)())
+        else:
+            exec(code, self._namespace)
+
+
+def _run_collected(found: Any) -> None:
+    """Call what a test runner would call: test functions without arguments, and cases of `unittest`."""
+    if isinstance(found, types.FunctionType) and found.__name__.startswith("test"):
+        if not found.__code__.co_argcount:
+            _finished(found())
+    elif isinstance(found, type) and not isinstance(found, StandInClass) and "unittest" in sys.modules:
+        _run_case(found)
+
+
+def _run_case(kind: type) -> None:
+    import unittest
+
+    if not issubclass(kind, unittest.TestCase):
+        return
+    tests = unittest.defaultTestLoader.loadTestsFromTestCase(kind)
+    result = unittest.TextTestRunner(stream=io.StringIO()).run(tests)
+    if not result.wasSuccessful():
+        raise AssertionError((*result.failures, *result.errors)[0][1][-200:])
+
+
+def _finished(result: Any) -> None:
+    if isinstance(result, types.CoroutineType):
+        import asyncio
+
+        asyncio.run(result)
+
+
+def _ask_there(trees: Sequence[ast.Module]) -> None:
+    """Have functions that look into an object be called by the candidate where it is one of its own."""
+    mentioned = {node.id for node in _nodes(trees) if isinstance(node, ast.Name)}
+    mentioned |= {node.module or "" for node in _nodes(trees) if isinstance(node, ast.ImportFrom)}
+    for node in _nodes(trees):
+        if isinstance(node, ast.Import):
+            mentioned |= {alias.name for alias in node.names}
+    for name in mentioned & set(_ASKED_THERE):
+        module = importlib.import_module(name)
+        for function in _ASKED_THERE[name]:
+            setattr(module, function, _asked_there(name, function, getattr(module, function)))
+
+
+def _asked_there(module: str, name: str, local: Any) -> Any:
+    def function(about: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(about, StandIn | StandInClass):
+            return remote_of(about).do("apply", module, name, (about, *args), kwargs)
+        return local(about, *args, **kwargs)
+
+    return function
+
+
+def _first_that_compiles(sources: Sequence[str]) -> types.CodeType | None:
+    for source in sources:
         try:
-            code = compile(source, "<preamble>", "exec", dont_inherit=True)
-        except SyntaxError:
+            return compile(source, "<preamble>", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError):
             continue
-        exec(code, namespace)
-        break
-    modules, wanted = _free_names(parsed, set(namespace))
-    for name in modules:
-        namespace[name] = importlib.import_module(name)
-    if job["entry"]:
-        wanted = [job["entry"], *([] if job["check"] else wanted)]
-    namespace.update(remote.names(wanted or _called_builtins(parsed)))
-    exec(setup, namespace)
+    return None
 
 
-def _one(code: Any, job: dict[str, Any], namespace: dict[str, Any]) -> None:
-    exec(code, namespace)
-    if job["check"]:
-        namespace["check"](namespace[job["entry"]])
+def _nodes(trees: Sequence[ast.AST]) -> Iterator[ast.AST]:
+    return (node for tree in trees for node in ast.walk(tree))
 
 
-def _free_names(trees: Sequence[ast.Module], known: set[str]) -> tuple[list[str], list[str]]:
-    """Names that tests use and do not define: modules of the standard library, and the completion's."""
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
-    bound |= {
-        node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)
-    }
-    for node in nodes:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-    free = sorted(used - bound - known - set(vars(builtins)))
-    dotted = {
-        node.value.id
-        for node in nodes
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-    }
-    modules = [name for name in free if name in dotted and name in sys.stdlib_module_names]
-    return modules, [name for name in free if name not in modules]
+def _names(tree: ast.AST) -> list[str]:
+    return sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
 
 
-def _called_builtins(trees: Sequence[ast.Module]) -> list[str]:
-    """What asserts call first: where tests use builtin names only, the function under test is among them."""
-    found = []
-    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Assert)):
-        call = next((inner for inner in ast.walk(node.test) if isinstance(inner, ast.Call)), None)
-        if call is not None and isinstance(call.func, ast.Name):
-            found.append(call.func.id)
-    return sorted(set(found))
+def _defined(tree: ast.Module) -> list[str]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node.name for node in tree.body if isinstance(node, kinds)]
+
+
+def _asserts_itself(tree: ast.Module) -> bool:
+    """It needs no `check`: it asserts, or calls something, by itself."""
+    return any(not isinstance(node, ast.Import | ast.ImportFrom | ast.Assign) for node in tree.body)
+
+
+def _parameters_of_check(trees: Sequence[ast.Module]) -> list[str]:
+    checks = (node for node in _nodes(trees) if isinstance(node, ast.FunctionDef) and node.name == "check")
+    return ["candidate", *(argument.arg for check in checks for argument in check.args.args[:1])]

@@ -59,6 +59,24 @@ RIGHT = "def add(a, b):\n    return a + b\n"
         [{"role": "assistant", "content": f"```python\n{RIGHT}```"}],
         "import operator\nadd = operator.add",
         f"{RIGHT}\nif __name__ == '__main__':\n    raise SystemExit(1)",
+        f"The function is this.\n\n{RIGHT}\nIt returns the sum.\nComplexity: O(1)\nDone",
+        f"[BEGIN]\n{RIGHT}[DONE]\nAnother one:\n[BEGIN]\nx = 1\n[DONE]",
+        f"{RIGHT}[DONE]\n\nYou are a programmer.",
+        f"[BEGIN]\n```python\n{RIGHT}```\n[DONE]",
+        f"~~~\n{RIGHT}~~~\nThat is all.",
+        f"````Python3\n{RIGHT}````",
+        f"```{{.python .numberLines}}\n{RIGHT}```",
+        "> ```py\n> def add(a, b):\n>     return a + b\n> ```",
+        f"Open until the end:\n~~~python\n{RIGHT}\nThe rest is prose.",
+        "In one line: ```python def add(a, b): return a + b```",
+        f"<think>\n```python\ndef add(a, b): return 0\n```\n</think>\n<answer>\n{RIGHT}</answer>",
+        "```\n>>> def add(a, b):\n...     return a + b\n...\n>>> add(1, 2)\n3\n```",
+        "```python\ndef plus(a, b): return a + b\n```\nSo:\n```python\nadd = lambda a, b: plus(a, b)\n```",
+        "```python\ndef add(a, b):\n    return operator.add(a, b)\n```\nand\n```py\nimport operator\n```",
+        f"```python\n{RIGHT}```\nUse:\n```python\nr = add(int(input()), 2)\n```\n```\n3\n```",
+        f"```python\ndef add(a, b): ...\n```\n```python\n{RIGHT}```\n```\ndef add(a, b): pass\n```",
+        f"```text\n{RIGHT}```\n```bash\npython add.py\n```",
+        '```python\ndef add(a, b):\n    """\n    ```\n    add(1, 2)\n    ```\n    """\n    return a + b\n```',
     ],
 )
 def test_the_code_of_a_completion_is_found(completion):
@@ -111,6 +129,13 @@ CHECK = "def check(candidate):\n    assert candidate(3) == helper(5)\n    assert
         "def twice(x):\n    return helper(x) + x - 1",
         "```python\ndef twice(x):\n    return 2 * x\n```",
         "```python\n    return 2 * x\n```",
+        "    return 2 * x\n\nThis doubles the number.",
+        "return 2 * x\n\nThe body returns two times x.",
+        "    return 2 * x\n```\nThe body is complete.",
+        "    return 2 * x\n\n\nassert twice(2) == 5\nprint(twice(",
+        "    return 2 * x\n\ndef twice(x):\n    return 0",
+        "    return double(x)\n\ndef double(y):\n    return 2 * y\n",
+        f"Sure, the whole function:\n\n{PROMPT}    return 2 * x\n\nDone.",
     ],
 )
 @pytest.mark.parametrize(
@@ -136,6 +161,116 @@ def test_a_program_is_judged_by_what_it_prints():
     assert score("print(3); print('passed')", fraction=True, **row) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("program", "given", "wanted"),
+    [
+        ("print(input()[::-1])\nexit()\nprint('no')", "ab", "ba"),
+        ("print(1)\nquit(0)", "", "1"),
+        ("import sys\nprint(1)\nsys.exit()", "", "1"),
+        ("print(10 ** 5000 + 3)", "", "1" + "0" * 4999 + "3"),
+        ("print(sum(int(input()) for _ in range(2)))", ["3", "4"], "7"),
+        ("n = int(input())\nprint(sum(map(int, input().split())), n)", [[2], [3, 4]], ["7 2"]),
+        ("print(input())\nprint(input())", "a\r\nb", ["a", "b", ""]),
+        ("print('a  ')\nprint('b\\n\\n')", "", "a\nb"),
+        ("import fileinput\nprint(max(map(int, fileinput.input())))", "3\n9\n", "9"),
+        ("import atexit\natexit.register(print, 'last')\nprint('first')", "", "first\nlast"),
+        ("import threading\nthreading.Thread(target=lambda: print('x')).start()", "", "x"),
+        ("import sys\nsys.setrecursionlimit(9999)\nprint(len(sys.argv))", "", "1"),
+        ("def main():\n    print(int(input()) + 1)\n\nif __name__ == '__main__':\n    main()", "1", "2"),
+    ],
+)
+def test_programs_run_as_they_would_elsewhere(program, given, wanted):
+    assert score(program, inputs=[given], outputs=[wanted]) == 1.0
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "```python\nn = int(input())\nprint(2 * n)\n```\nIt prints:\n```\n6\n```",
+        "```python\nn = int(input())\nprint(2 * n)\n```\nFor instance:\n```python\nprint(2 * 3)\n```",
+        "```python\ndef twice(n): return 2 * n\n```\nand\n```python\nprint(twice(int(input())))\n```",
+        "```python\ndef main():\n    print(2 * int(input()))\n```\nRun it:\n```python\nmain()\n```",
+        "The program:\n\nn = int(input())\nprint(2 * n)\n\nIt doubles the number (n).",
+        "[BEGIN]\nprint(2 * int(input()))\n[DONE]",
+        "~~~\nprint(2 * int(input()))\n~~~\n```bash\necho 3 | python twice.py\n```",
+    ],
+)
+def test_the_program_in_a_completion_is_found(completion):
+    assert score(completion, inputs=["3"], outputs=["6"]) == 1.0
+
+
+def test_outputs_are_equal_as_numbers_only_where_that_is_asked_for():
+    row = {"inputs": [""], "outputs": ["0.3333333 2"]}
+    assert score("print(f'{1 / 3:.5f}', 4 / 2)", **row) == 0.0
+    assert score("print(f'{1 / 3:.5f}', 4 / 2)", float_tolerance=1e-4, **row) == 1.0
+    columns = {name: [value] for name, value in row.items()}
+    assert reward.code(["p"], ["print(1 / 3, 2.0)"], float_tolerance=1e-4, **columns) == [1.0]
+    for wrong in (
+        "print(1 / 3, 3)",
+        "print(1 / 3)",
+        "print(0.34, 2)",
+        "print('nan', 2)",
+        "print(1 / 3, 2, 2)",
+    ):
+        assert score(wrong, float_tolerance=1e-4, **row) == 0.0
+    assert score("print(1000001)", inputs=[""], outputs=["1000000"], float_tolerance=1e-3) == 0.0
+    with pytest.raises(ValueError, match="float_tolerance = -1 must be a number, at least 0"):
+        reward.PREPARE(float_tolerance=-1)
+
+
+def test_a_row_may_call_a_function_with_lists_of_arguments():
+    row = {"fn_name": "scale", "inputs": [[[1, 2], 3], [[], 2]], "outputs": [[3, 6], []]}
+    assert score("def scale(xs, k): return [x * k for x in xs]", **row) == 1.0
+    assert score("def scale(xs, k): return tuple(x * k for x in xs)", **row) == 1.0
+    assert score("class Solution:\n    def scale(self, xs, k): return [x * k for x in xs]", **row) == 1.0
+    assert score("def scale(xs, k): return xs", **row) == 0.0
+    assert score("def scale(xs, k): return []", fraction=True, **row) == 0.5
+    assert score("print(3)", **row) == 0.0
+    lines = {"fn_name": "half", "inputs": ["5"], "outputs": ["2.5"]}
+    assert score("def half(x): return x / 2", **lines) == 1.0
+    packed = json.dumps({"fn_name": "half", "inputs": [[1]], "outputs": [[0.33333]]})
+    assert score("def half(x): return x / 3", input_output=packed) == 0.0
+    assert score("def half(x): return x / 3", input_output=packed, float_tolerance=1e-3) == 1.0
+
+
+CHECKED = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(0) == 0\n"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"test_list": [CHECKED], "entry_point": "twice"},
+        {"test_list": json.dumps([CHECKED + "\ncheck(twice)\n"])},
+        {"test_list": "assert twice(2) == 4"},
+        {"test_list": ["def test_it():\n    assert twice(2) == 4\n"]},
+        {"test_list": ["from solution import twice\n\ndef test_it():\n    assert twice(2) == 4\n"]},
+        {"test_list": ["assert candidate(2) == 4"], "entry_point": "twice"},
+        {"test": CHECKED, "entry_point": "twice"},
+        {"test": CHECKED + "\ncheck(twice)\n", "entry_point": "twice"},
+        {"test": "assert twice(2) == 4 and candidate(0) == 0", "entry_point": "twice"},
+        {
+            "test": "import unittest\nclass TestIt(unittest.TestCase):\n"
+            "    def test_it(self): self.assertEqual(twice(2), 4)\n",
+            "entry_point": "twice",
+        },
+    ],
+)
+def test_tests_come_in_several_forms_and_are_run_in_all(row):
+    assert score("def twice(x): return 2 * x", **row) == 1.0
+    assert score("def twice(x): return x", **row) == 0.0
+
+
+def test_what_is_under_test_may_be_an_expression():
+    row = {"test": CHECKED, "entry_point": "Solution().twice"}
+    assert score("class Solution:\n    def twice(self, x): return 2 * x", **row) == 1.0
+    assert score("class Solution:\n    def twice(self, x): return x", **row) == 0.0
+
+
+def test_a_completion_does_not_learn_from_its_name_list_what_is_expected():
+    tests = ["assert find('needle') == 'hay' and find(31337) == wanted"]
+    assert reward._names(tests, None, 0) == ("find", "wanted")
+
+
 def test_rows_of_several_forms_and_of_other_tasks_go_together():
     scores = reward.code(
         ["p", "p", "p"],
@@ -154,6 +289,26 @@ def test_rows_of_several_forms_and_of_other_tasks_go_together():
         ({"test_list": []}, "row 0: column test_list is empty"),
         ({"test_list": ["assert add("]}, "row 0: a test is no Python: SyntaxError"),
         ({"inputs": ["1"], "outputs": ["1", "2"]}, "row 0: 1 inputs and 2 outputs"),
+        ({"inputs": [], "outputs": []}, "row 0: column inputs is empty"),
+        (
+            {"inputs": [3], "outputs": [4], "fn_name": "add"},
+            "row 0: column inputs, with fn_name, has to hold lists",
+        ),
+        (
+            {"inputs": ["x y"], "outputs": ["4"], "fn_name": "add"},
+            "row 0: column inputs, with fn_name, holds no",
+        ),
+        ({"inputs": [[1]], "outputs": [4], "fn_name": "a.b"}, "row 0: fn_name = 'a.b' is no name"),
+        ({"input_output": "{"}, "row 0: column input_output is no JSON"),
+        ({"input_output": {"inputs": []}}, "row 0: column input_output needs inputs and outputs"),
+        (
+            {"test_list": [CHECKED]},
+            "row 0: check.candidate. in column test_list needs the column entry_point",
+        ),
+        (
+            {"inputs": [""], "outputs": [""], "float_tolerance": "x"},
+            "row 0: float_tolerance = 'x' must be a number",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_tested_is_named(row, message):

@@ -84,9 +84,10 @@ def test_answers_arrive_as_equal_plain_data(value, test):
     assert passed(f"def f(): return {value}", test) == [True]
 
 
-def test_an_answer_of_a_subclass_arrives_as_its_builtin_base():
+def test_an_answer_of_a_subclass_compares_as_its_builtin_base():
     source = "class Mine(list):\n    def __eq__(self, other): return True\ndef f(): return Mine([1])"
-    assert passed(source, "assert type(f()) is list", "assert f() == [2]") == [True, False]
+    tests = ("assert isinstance(f(), list) and f() == [1]", "assert f() == [2]", "assert [2] == f()")
+    assert passed(source, *tests) == [True, False, False]
 
 
 def test_objects_of_the_completion_can_be_made_changed_and_passed_back():
@@ -162,7 +163,15 @@ print(os.listdir(), os.environ["HOME"] == os.environ["TMPDIR"] == os.getcwd())
     printed, why = jail.run_script([source], "", jail.Setup())
     *names, rest = printed.splitlines()
     assert (rest, why) == ("[] True", "")
-    ours = {"HOME", "TMPDIR", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED", "PYTHONUTF8"}
+    ours = {
+        "HOME",
+        "TMPDIR",
+        "OMP_NUM_THREADS",
+        "MALLOC_ARENA_MAX",
+        "OPENBLAS_NUM_THREADS",
+        "PYTHONHASHSEED",
+        "PYTHONUTF8",
+    }
     assert set(names) - {"LC_CTYPE"} == ours  # LC_CTYPE: Python's own, for UTF-8
 
 
