@@ -11,9 +11,10 @@ Settings (`kwargs` in the recipe):
     template: the question put to the judge; `{prompt}`, `{completion}`, `{answer}`, `{scale}` are filled in.
     scale: the judge's highest score, 10 unless said otherwise; the lowest is 0.
     api_key_env: name of the environment variable that holds the key; none is sent where this is not set.
-    max_calls: requests that may be made in all; then the reward is None for what is not known yet.
+    max_calls: requests that may be made in all; then the reward is None for what is not known yet. The
+        requests of all processes are counted in `cache`, which must be given.
     cache: file (SQLite) that keeps scores and the number of requests, shared by all processes on this
-        machine and by later runs. Without it both are kept in memory, by each reward process for itself.
+        machine and by later runs. Without it scores are kept in memory, by each reward process for itself.
     retries, backoff_s: a failed request is repeated up to 3 times, after 1, 2, 4 seconds, or what the
         judge's Retry-After asks for, at most 30.
     timeout_s: bound on one request, 30 seconds.
@@ -121,6 +122,9 @@ def _checked(**values: Any) -> Settings:
     for name in ("retries", "backoff_s", "max_calls"):
         if (getattr(settings, name) or 0) < 0:
             raise ValueError(f"{name} = {getattr(settings, name)} must not be negative")
+    if settings.max_calls is not None and settings.cache is None:
+        # Counted by each process for itself, the scores would depend on the number of processes.
+        raise ValueError("max_calls is counted over all reward processes, which takes a cache: name a file")
     if settings.api_key_env is not None and not os.environ.get(settings.api_key_env):
         raise ValueError(f"the environment variable {settings.api_key_env} (api_key_env) is not set")
     return settings

@@ -18,6 +18,7 @@ from rl4dlm.run.digests import digests_of, flush_to_disk, require_digests, text_
 from rl4dlm.run.ownership import LOCK_FILE, owned, try_writing
 
 # Settings that a resumed run may change: they do not touch what the weights become, or say how long to train.
+# A run that stopped because its rewards were slow must be able to resume with a longer `reward.timeout_s`.
 MAY_CHANGE = (
     "run.output_dir",
     "run.name",

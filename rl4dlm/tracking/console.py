@@ -83,7 +83,7 @@ class ConsoleSink(Sink):
         known = headline_names(metrics)
         shown = [name for name in known if is_share(name) or name in (ELBO, GREEDY_REWARD)]
         values = [f"{label(name)} {format_measured(name, metrics)}" for name in shown]
-        self._line(f"evaluation {when}: {', '.join(values)}", style="bold")
+        self._line(f"evaluation {when}: {', '.join(values) or 'nothing was scored'}", style="bold")
         if rows := shown_samples(evaluation.samples, self._num_samples):
             self._console.print(self._sample_table(rows))
 

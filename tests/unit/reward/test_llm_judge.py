@@ -127,9 +127,10 @@ def test_a_cache_file_serves_other_processes_and_counts_their_calls(judge, tmp_p
     assert len(judge.requests) == 1
 
 
-def test_beyond_the_budget_it_does_not_apply(judge):
-    assert ask(load(), judge, ["a", "b", "c"], max_calls=2, parallel=1) == [0.2, 0.2, None]
-    assert ask(load(), judge, ["a"], max_calls=0) == [None]
+def test_beyond_the_budget_it_does_not_apply(judge, tmp_path):
+    caches = [str(tmp_path / name) for name in ("one.sqlite", "two.sqlite")]
+    assert ask(load(), judge, ["a", "b", "c"], max_calls=2, parallel=1, cache=caches[0]) == [0.2, 0.2, None]
+    assert ask(load(), judge, ["a"], max_calls=0, cache=caches[1]) == [None]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +214,7 @@ def test_half_a_surrogate_pair_reaches_the_judge_as_a_question_mark(judge):
         ({"template": "Grade it."}, r"does not show the judge the \{completion\}"),
         ({"scale": 0}, "scale = 0 must be positive"),
         ({"max_calls": -1}, "max_calls = -1 must not be negative"),
+        ({"max_calls": 9}, "max_calls is counted over all reward processes, which takes a cache"),
         ({"api_key_env": "NO_SUCH_KEY"}, "environment variable NO_SUCH_KEY .* is not set"),
     ],
 )

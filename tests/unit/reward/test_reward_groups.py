@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl4dlm.errors import PluginError
+from rl4dlm.errors import PluginError, RecipeError
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward.batch import Batch, Scorable
 from rl4dlm.reward.pool import RewardPool
+from rl4dlm.run.folder import MAY_CHANGE
+from rl4dlm.run.preflight import check_verdicts
 from rl4dlm.types import Prompt
 
 PLUGIN = """
@@ -171,3 +173,20 @@ def test_the_check_gives_token_ids_to_functions_that_read_them(plugin):
     with RewardPool(config(plugin, "of_ids")) as rewards:
         assert rewards.check(ROWS) == {"of_ids": []}
         assert rewards.check(ROWS, lambda text: [1, 2, 3]) == {"of_ids": [3.0, 3.0]}
+
+
+def test_the_filter_of_over_denoised_prompts_needs_to_know_what_is_correct(plugin):
+    with RewardPool(config(plugin, "mates")) as rewards:
+        with pytest.raises(RecipeError, match="data.over_denoising: nothing says which answers are correct"):
+            check_verdicts(config(plugin, "mates"), rewards)
+        check_verdicts(config(plugin, "mates", accuracy="mates"), rewards)
+    shipped = RewardConfig(functions=["sort"])
+    with RewardPool(shipped) as rewards:
+        check_verdicts(shipped, rewards)
+
+
+def test_a_resumed_run_may_not_change_which_completions_are_called_together():
+    assert not "reward.groups_per_call".startswith(MAY_CHANGE)
+    assert "reward.num_processes".startswith(MAY_CHANGE) and "cluster.num_reward_workers".startswith(
+        MAY_CHANGE
+    )

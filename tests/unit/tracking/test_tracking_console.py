@@ -108,6 +108,16 @@ def test_hostile_text_reaches_no_terminal_and_stops_no_run(
     assert shown.count("\\x1b[31m[bold]\\u202e\\ud800") == 2
 
 
+def test_an_evaluation_without_a_single_reward_says_so(tmp_path: Path) -> None:
+    console = recorded_console(terminal=False)
+    with open_tracker(tmp_path, console=console) as tracker:
+        tracker.evaluation(0, {"eval/num_prompts": 16.0}, [])
+        tracker.evaluation(2, {"eval/greedy_reward": 18.5}, [])
+    shown = printed(console)
+    assert "evaluation before training: nothing was scored" in shown
+    assert "evaluation after update 2: greedy reward 18.5" in shown
+
+
 def test_visible_keeps_ordinary_text_of_any_language_and_counts_what_it_cuts() -> None:
     assert visible("gr\u00fc\u00df \u4f60\u597d\u3000x") == "gr\u00fc\u00df \u4f60\u597d\u3000x"
     assert visible("a\nb\tc") == "a\\nb\\tc"
