@@ -44,7 +44,7 @@ _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", stri
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 
 _GROUPED = r"[0-9]{1,3}(?:(?:,\\!\s{0,2}|\{,\}(?:\\!)?\s?|\\,|[\u2009\u202f\xa0]%s)[0-9]{3})+(?![0-9])"
-_SCALED = r"(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,4}(?![0-9A-Za-z.]))?"
+_SCALED = r"(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,9}(?![0-9A-Za-z]|\.[0-9]))?"
 _LITERAL = rf"(?:(?:{_GROUPED}|[0-9]+){_SCALED}|(?<![0-9A-Za-z.])\.[0-9]+)"
 LITERAL = re.compile(_LITERAL % "|,|(?<=[0-9])\\x20(?=[0-9]{3}(?![0-9/]))")
 """A number as it is written, with marks between thousands."""
@@ -74,7 +74,7 @@ _TOKEN = re.compile(
       )
       (?P<scale>\s?(?:hundred|thousand|million|billion|trillion)\b|[kK](?![A-Za-z0-9]))?
       (?P<percent>\s?\\?%|\s?percent\b)?
-      (?![0-9]|[.,:][0-9]|\s:\s[0-9]|\s?/\s?[0-9]|[xyzn](?![A-Za-z])|_|\s?\^(?!\s?\{{?\s?\\circ))
+      (?![0-9]|[eE][-+]?[0-9]|[.,:][0-9]|\s:\s[0-9]|\s?/\s?[0-9]|[xyzn](?![A-Za-z])|_|\s?\^(?!\s?\{{?\s?\\circ))
     | (?P<none>[0-9]+(?:(?:[.,:]|\s:\s|\s?/\s?)[0-9]+)*)
     )
     """,

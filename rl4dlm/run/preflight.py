@@ -160,7 +160,7 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     first = prompts.batch(0, recipe.rollout.prompts_per_update)
     check_lengths(recipe, model.facts, [len(prompt.token_ids) for prompt in first])
     with RewardPool(recipe.reward) as rewards:
-        rewards.check_references(_references(prompts))
+        rewards.check_references(_reference_rows(prompts))
         rewards.check(first[:2], partial(_ids_of, model.tokenizer))
         if recipe.data.over_denoising is not None:
             check_verdicts(recipe.reward, rewards)
@@ -172,7 +172,7 @@ def preflight(recipe: Recipe, *, devices: bool = True) -> Preflight:
     return found
 
 
-def _references(prompts: PromptSource) -> list[tuple[str, Mapping[str, Any]]]:
+def _reference_rows(prompts: PromptSource) -> list[tuple[str, Mapping[str, Any]]]:
     """Rows of a dataset whose references are read before the start, in the order of the file; a procedural
     task makes its own."""
     if prompts.num_train is None:

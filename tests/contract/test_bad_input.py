@@ -388,6 +388,27 @@ def test_rewards_that_do_not_fit_together(overrides: list[str], told: list[str],
     refused("train", "--dry-run", "quickstart", *overrides, told=told)
 
 
+def test_a_reference_that_no_completion_can_equal(place: Path, refused: Refused) -> None:
+    rows: list[dict[str, object]] = [{"prompt": str(i), "answer": f"#### {i}"} for i in range(30)]
+    held_out = [*rows, {"prompt": "q", "answer": "\\boxed{"}, {"prompt": "q", "answer": "1"}]
+    rows[17]["answer"] = "Some, but it is not told.\n#### many"
+    write_rows(place / "rows.jsonl", rows)
+    write_rows(place / "held_out.jsonl", held_out)
+    run = ["train", "--dry-run", "quickstart", *DATASET, "reward.accuracy=null"]
+    for name, where in (("gsm8k", "data.train, row 17"), ("math", "data.train, row 17")):
+        if name == "math":
+            rows[17]["answer"] = "\\boxed{}"
+            write_rows(place / "rows.jsonl", rows)
+        arguments = ["data.train=rows.jsonl", f"reward.functions=[{name}]"]
+        refused(
+            *run, *arguments, told=[f"{where}: reward function {name}: ", "Fix: correct or remove the row"]
+        )
+    arguments = ["data.train=held_out.jsonl", "reward.functions=[math]"]
+    refused(*run, *arguments, told=["evaluation, row 30: reward function math: ", "'\\\\boxed{'"])
+    told = ["row 17: reward function math: ", "states no answer", "Fix: "]
+    refused("rewards", "test", "math", "--data", "rows.jsonl", told=told)
+
+
 def test_a_reward_that_cannot_be_tried(place: Path, refused: Refused) -> None:
     (place / "signature.py").write_text(PLUGINS["signature.py"])
     (place / "rows.jsonl").write_text('{"prompt": "1", "completion": "2"}\n{"prompt": "1"}\n')

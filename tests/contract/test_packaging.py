@@ -88,3 +88,10 @@ def test_an_installed_package_dry_runs_the_quick_start(installed: Path, tmp_path
     told = rl4dlm(installed, tmp_path, "train", "quickstart", "--dry-run")
     assert "sort: loaded and tried on two samples" in told and "Nothing was started" in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_installed_package_finds_the_reader_that_its_rewards_share(
+    installed: Path, tmp_path: Path
+) -> None:
+    for name in ("math", "countdown"):
+        assert "gold answers score full marks" in rl4dlm(installed, tmp_path, "rewards", "test", name)
