@@ -40,7 +40,7 @@ def main() -> int:
 
 def samplers() -> Iterator[str]:
     """A row for every sampler."""
-    yield "| name | what a step commits | law | steps | hides again | settings | from |"
+    yield "| name | what a step commits | law | steps | remasks | settings | from |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, facts in SAMPLERS.items():
         settings = ", ".join(f"`{setting}`" for setting in facts.settings)

@@ -1,5 +1,4 @@
-"""Strategies that may hide committed tokens again: RCR and Saber. Their decisions are net changes of the
-canvas."""
+"""Strategies that may remask committed tokens: RCR and Saber; decisions are net changes of the canvas."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from rl4dlm.types import FORCED, SAMPLED
 def rcr(spec: SamplerSpec, step: StepInput) -> Decision:
     """Running confidence remasking: write everything, then hide the least confident of all ever written.
 
-    Source: MDPO, arXiv:2508.13148. Tokens of earlier blocks may be hidden again, too. Departs from the
+    Source: MDPO, arXiv:2508.13148. Tokens of earlier blocks may be remasked, too. Departs from the
     released code: what was never written is known by a mask, not by a confidence of 0.
     """
     drawn, score = draw_everywhere(spec, step)
@@ -51,10 +50,10 @@ def _net_commits(step: StepInput, score: Tensor, kept: Tensor) -> tuple[Tensor, 
 
 
 def saber(spec: SamplerSpec, step: StepInput) -> Decision:
-    """Commit what exceeds the mean confidence of earlier commits, hide again what became less likely since.
+    """Commit what exceeds the mean confidence of earlier commits, remask what became less likely since.
 
     Source: Saber, arXiv:2510.18165. The least number of commits, 2 in the paper, is the schedule's. Every
-    step commits at least one position more than it hides.
+    step commits at least one position more than it remasks.
     """
     drawn, _ = draw_everywhere(spec, step)
     now = step.dense(top_probability(step.logits, spec.confidence_law))
@@ -100,7 +99,7 @@ def _least_gained(step: StepInput, now: Tensor, seen: Tensor, chosen: Tensor) ->
     None where no mask is left; else min(F - 1, max(n // 2, ceil(F / 8))) of them, F = max(n, commits).
     """
     written = seen & (chosen | ~step.eligible)
-    # In a row's first step all positions gain on 0, so that the least confident is hidden. One that was
+    # In a row's first step all positions gain on 0, so that the least confident is remasked. One that was
     # first seen later gains more than any difference of probabilities.
     new = torch.where((step.step == 0)[:, None], now, 2.0)
     gain = torch.where(step.state["was_seen"], now - step.state["before"], new)

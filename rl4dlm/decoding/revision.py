@@ -1,4 +1,4 @@
-"""Revisions: which committed positions a step hides again."""
+"""Revisions: which committed positions a step remasks."""
 
 from __future__ import annotations
 

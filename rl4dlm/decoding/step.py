@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,7 +93,8 @@ class StepInput:
         return picked, rank.flatten()[self.index[picked]]
 
 
-class Actions(NamedTuple):
+@dataclass(frozen=True)
+class Actions:
     """What an unmasking policy saw and did in a step, for its own training."""
 
     index: Tensor
@@ -124,7 +124,7 @@ class Decision:
     kind: Tensor | None = None
     """uint8 `[committed]`: SAMPLED, FORCED or EARLY_COMMIT; None: all SAMPLED."""
     remask: Tensor | None = None
-    """bool `[rows, width]`: committed positions to hide again; None: none."""
+    """bool `[rows, width]`: committed positions to remask; None: none."""
     proposal: Proposal | None = None
     """What was drawn at all seen positions; None: drawn at the committed ones only."""
     confidence: Tensor | None = None

@@ -34,7 +34,7 @@ class SamplerFacts:
     """It draws tokens everywhere and keeps those that it likes best, so that a committed token does not
     follow `softmax(logits / T)` at T > 0. Samplers that choose positions first follow it."""
     revises: bool = False
-    """It may hide committed tokens again, also in earlier blocks: traces have events, and no cache fits."""
+    """It may remask committed tokens, also in earlier blocks: traces have events, and no cache fits."""
     sees_committed: bool = False
     """It needs logits at committed positions, too."""
     sees_canvas: bool = False
@@ -182,14 +182,14 @@ SAMPLERS: dict[str, SamplerFacts] = {
         has_probabilities=False,
     ),
     "rcr": SamplerFacts(
-        "everything; then it hides the least confident of all ever written, in earlier blocks too",
+        "everything; then it remasks the least confident of all ever written, in earlier blocks too",
         "MDPO",
         settings=("rcr_update", "rcr_confidence", "rcr_schedule"),
         draws_first=True,
         revises=True,
     ),
     "saber": SamplerFacts(
-        "what exceeds the mean confidence of earlier commits; it hides again what gained least since "
+        "what exceeds the mean confidence of earlier commits; it remasks what gained least since "
         "(so what stays is chosen with the tokens in view)",
         "Saber",
         revises=True,

@@ -9,7 +9,7 @@ change with the canvas.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -179,7 +179,7 @@ class CachedForward:
         blind = torch.zeros(len(window.index), 0, device=slots.canvas.device)
         due = window.index[self._picks(self._spec, slots.step_input(window, blind))]
         eligible = torch.zeros_like(window.eligible).flatten().index_fill(0, due, True)
-        return window._replace(eligible=eligible.view_as(window.eligible), index=due)
+        return replace(window, eligible=eligible.view_as(window.eligible), index=due)
 
     def __call__(self, slots: Slots, window: Window) -> Tensor:
         """Logits at the seen positions, `[seen, vocab]`."""

@@ -9,6 +9,7 @@ the active block.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -89,7 +90,7 @@ class Drafts:
         index = known.row * width + (known.position - start[known.row, 0])
         flat = torch.zeros_like(window.eligible).flatten()
         eligible = flat.index_fill(0, index, True).view_as(window.eligible) & window.eligible
-        narrow = window._replace(eligible=eligible, index=index)
+        narrow = replace(window, eligible=eligible, index=index)
         state.commit(decide(self._spec, state.step_input(narrow, known.logits)), narrow)
         moved = eligible.any(dim=1)
         state.advance(state.block_is_done() & moved, moved)
@@ -167,4 +168,4 @@ def narrowed(window: Window, valid: Tensor, logits: Tensor, active: Tensor) -> t
     row, _ = window.where(window.index)
     kept = active[row]
     eligible = window.eligible & active[:, None]
-    return window._replace(eligible=eligible, index=window.index[kept]), logits[kept[valid[row]]]
+    return replace(window, eligible=eligible, index=window.index[kept]), logits[kept[valid[row]]]

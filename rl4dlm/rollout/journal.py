@@ -99,7 +99,7 @@ def _kinds(decision: Decision) -> tuple[Tensor, ...]:
 
 
 def _remasked(decision: Decision, window: Window, num_rows: int) -> list[Columns]:
-    """Positions that each row hides again."""
+    """Positions that each row remasks."""
     if decision.remask is None:
         return [(np.zeros(0, np.int64),)] * num_rows
     row, position = window.where(decision.remask.flatten().nonzero().squeeze(1))

@@ -28,6 +28,8 @@ class RowArrays:
     A row that is cleared starts from nothing: no value of its former tenant is left.
     """
 
+    state: dict[str, Tensor]
+
     prompt: Tensor = _column(width="prompt", fill="pad")
     """Right-aligned."""
     canvas: Tensor = _column(width="canvas", fill="mask")
@@ -71,8 +73,6 @@ class RowArrays:
     """Per step taken; a step commits at least one position, so there are no more steps than positions."""
     step_masked: Tensor = _column(torch.int32, "canvas")
     """Per step taken."""
-
-    state: dict[str, Tensor]
 
     def make_empty(self, rows: int, widths: Mapping[str, int], fills: Mapping[str, int], device: str) -> None:
         """Give every array its size and its fill; nothing is kept for a sampler yet.

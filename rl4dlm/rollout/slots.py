@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from rl4dlm.rollout.row_arrays import RowArrays
 from rl4dlm.types import SAMPLED, DenoiserSpec
 
 
-class Window(NamedTuple):
+@dataclass(frozen=True)
+class Window:
     """The positions of all rows that a step looks at."""
 
     position: Tensor

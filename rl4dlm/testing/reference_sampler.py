@@ -116,7 +116,7 @@ class Choice(NamedTuple):
     """Positions, the best first."""
     forced: set[int]
     hidden: list[int]
-    """Positions whose tokens are taken back."""
+    """Positions whose tokens are remasked."""
     score: np.ndarray
     """What every position was chosen by."""
     confidence: np.ndarray
@@ -359,7 +359,7 @@ def rcr_choice(state: State, inside: range) -> Choice:
 
 
 def saber_choice(state: State, inside: range) -> Choice:
-    """Commit above the mean of earlier commits, then take back what gained least."""
+    """Commit above the mean of earlier commits, then remask what gained least."""
     assert state.logits is not None
     scores = top_probability(state.logits, state.spec.confidence_law).cpu().numpy()
     visible = range(inside.stop)

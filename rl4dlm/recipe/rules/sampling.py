@@ -146,7 +146,7 @@ def an_accepted_end_stays(recipe: Recipe) -> Iterator[Finding]:
         yield (
             "rollout.eos_policy",
             f"rollout.eos_policy = accepted_eos acts on tokens that rollout.remasking = {rollout.remasking} "
-            "may hide again",
+            "may remask",
             "use block_eos",
         )
 
@@ -196,8 +196,8 @@ def _unfit_cache(rollout: RolloutConfig, *, records: bool) -> Iterator[tuple[str
         )
     if facts.revises:
         yield (
-            f"{named} holds finished blocks, and rollout.remasking = {rollout.remasking} hides their tokens "
-            "again",
+            f"{named} holds finished blocks, and rollout.remasking = {rollout.remasking} remasks "
+            "their tokens",
             "set rollout.cache to none",
         )
     elif plan.needs_order and not facts.knows_order:

@@ -202,7 +202,7 @@ def test_rcr_reproduces_the_golden_vector() -> None:
 
 def test_rcr_takes_back_a_token_whose_kept_confidence_fell_behind() -> None:
     # Step 0 keeps position 0 with .5; in step 1 positions 1 to 3 are written with .9, .8, .7 and the two
-    # least confident of all four, 0 and 3, are hidden: 0 is taken back.
+    # least confident of all four, 0 and 3, are hidden: 0 is remasked.
     sets, _ = golden_rcr("last", [[0.5, 0.4, 0.3, 0.2], [0.1, 0.9, 0.8, 0.7]])
     assert sets == [{1, 2, 3}, {0, 3}]
     # The smallest confidence ever: 1 to 3 keep .4, .3, .2 and 0 stays.
@@ -242,7 +242,7 @@ def test_a_drawn_order_follows_the_softmax_of_the_scores() -> None:
 
 
 def test_sabers_first_step_hides_the_least_confident_of_what_it_committed() -> None:
-    # Nothing was committed before, so the schedule's two are: .9 and .8. One of them is hidden again; in a
+    # Nothing was committed before, so the schedule's two are: .9 and .8. One of them is remasked; in a
     # first step confidences gain on 0, so it is the one of .8, and the one at the left stays.
     confidence = torch.tensor([0.9, 0.6, 0.8, 0.7])
     logits = torch.stack([confidence, 1 - confidence], dim=1).log()

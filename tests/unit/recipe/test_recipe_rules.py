@@ -334,7 +334,7 @@ BROKEN = [
     (
         "an_accepted_end_stays",
         ["rollout.remasking=saber", "rollout.eos_policy=accepted_eos"],
-        "rollout.remasking = saber may hide again",
+        "rollout.remasking = saber may remask",
         "block_eos",
     ),
     (

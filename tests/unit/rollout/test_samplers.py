@@ -225,7 +225,7 @@ def test_rcr_takes_tokens_back_and_keeps_the_schedule() -> None:
         for rollout in rollouts
         for step in range(4, 7)
     ]
-    assert min(earlier) < 8, "tokens of the first block are taken back while the second is active"
+    assert min(earlier) < 8, "tokens of the first block are remasked while the second is active"
 
 
 def test_dynamic_commits_what_exceeds_the_threshold_and_at_least_the_schedule() -> None:
