@@ -58,7 +58,7 @@ class Engine(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what this rank needs to go on: trained weights and optimizer."""
+        """Write what this rank needs to continue: trained weights and optimizer."""
         ...
 
     def restore(self, folder: Path) -> None:
