@@ -1,4 +1,4 @@
-"""`rl4dlm eval --tasks` on a tiny random model: two tasks on Ray workers, and what a second call does."""
+"""`rl4dlm eval --tasks` on a tiny random model, on Ray and in one process, and what a second call does."""
 
 from __future__ import annotations
 
@@ -134,3 +134,12 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_starts(
     )
     assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert "Ray" not in done.stdout and not (place / "refused").exists()
+
+
+def test_one_process_gives_the_figures_of_the_workers(place: Path) -> None:
+    figures = []
+    for name, arguments in (("ray", ()), ("local", ("cluster.backend=local",))):
+        done = evaluate(place, "gsm8k", "--output", name, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        figures.append((place / name / f"gsm8k_len{LENGTH}.jsonl").read_text())
+    assert figures[0] == figures[1]
