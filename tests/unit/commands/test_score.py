@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,10 @@ def test_rewards_get_the_target_under_their_own_names() -> None:
     assert given["answer"] == given["ground_truth"] == given["solution"] and given["level"] == 2
     text = {"q": "q", "done": "x", "truth": "[[3, 5], 8]"}
     assert columns.sample(text, "countdown", "here").columns["ground_truth"] == [[3, 5], 8]
+    for truth in ({"target": 8, "numbers": [3, 5]}, '{"target": 8, "nums": [3, 5]}'):
+        sample = columns.sample({**text, "truth": truth}, "countdown", "here")
+        assert sample.columns["ground_truth"] == [[3, 5], 8]
+        assert published("countdown", replace(sample, completion="5+3=8")).score == 1.0  # type: ignore[union-attr]
     own = {"q": "q", "done": "x", "truth": 1, "answer": 2, "puzzle": "1", "solution": "2"}
     given = columns.sample(own, "sudoku", "here").columns
     assert (given["answer"], given["ground_truth"], given["puzzle"]) == (2, 1, "1")
