@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from typing import Any
 
 from rl4dlm.decoding.proposal import Law
 from rl4dlm.decoding.schedules import block_schedule
@@ -158,7 +157,7 @@ class SamplerSpec:
         kind = self.facts.schedule if self.rcr_schedule == "even" else self.rcr_schedule
         return block_schedule(kind, self.block_length, self.steps_per_block)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """The settings that samples depend on, under their recipe names: written beside every score.
 
         Settings that another sampler reads are left out, and so are the ones that are off.

@@ -93,7 +93,7 @@ class Graphs:
     def __len__(self) -> int:
         return len(self._programs)
 
-    def begin(self, model: Any) -> None:
+    def begin(self, model: object) -> None:
         """Called before rows are sampled: a model whose weights have moved in memory is recorded anew."""
         parameters = model.parameters() if isinstance(model, nn.Module) else ()
         addresses = tuple(parameter.data_ptr() for parameter in parameters)

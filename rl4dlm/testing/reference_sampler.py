@@ -191,9 +191,8 @@ def take_step(
     canvas[choice.hidden] = state.mask_id
     for rank, position in enumerate(choice.commits):
         canvas[position], row.step_map[position], row.rank[position] = state.token[position], now, rank
-        row.kind[position] = FORCED if position in choice.forced else SAMPLED
-        if choice.early:
-            row.kind[position] = EARLY_COMMIT
+        how = FORCED if position in choice.forced else SAMPLED
+        row.kind[position] = EARLY_COMMIT if choice.early else how
         row.logp[position], row.score[position] = logp[position], choice.score[position]
     state.step += 1
     state.block_step += 1
@@ -416,15 +415,12 @@ def ccd_ds_choice(state: State, inside: range) -> Choice:
         size = LATE_SIZE
     before, leading = state.candidates, order[:count]
     agreed = [position for position in order[:size] if before.get(position) == likeliest[position]]
-    chosen, forced = leading, set[int]()
-    if state.block_step >= WARM_UP_STEPS:
-        if len(agreed) >= count and any(position in before for position in leading):
-            chosen = agreed
-        else:
-            forced = set(leading)
+    tried = state.block_step >= WARM_UP_STEPS
+    consensus = tried and len(agreed) >= count and any(position in before for position in leading)
+    chosen, forced = (agreed, []) if consensus else (leading, leading if tried else [])
     left = [position for position in order if position not in chosen]
     state.candidates = {position: likeliest[position] for position in left[:size]}
-    return Choice(chosen, forced, [], scores, scores)
+    return Choice(chosen, set(forced), [], scores, scores)
 
 
 def policy_choice(state: State, inside: range) -> Choice:
@@ -454,9 +450,8 @@ def leave_early(state: State, choice: Choice, masked: list[int]) -> Choice:
     assert state.logits is not None and state.token is not None and state.logp is not None
     region = masked if spec.answer_region is None else range(*spec.answer_region)
     gaps = logit_gap(state.logits).double()[list(region)]
-    done = (state.step + 1) / spec.steps
-    if spec.early_commit != "prophet":
-        done = state.step / max(1, spec.steps - 1)
+    prophet = spec.early_commit == "prophet"
+    done = (state.step + 1) / spec.steps if prophet else state.step / max(1, spec.steps - 1)
     progress = torch.tensor([min(1.0, done)], dtype=torch.float64)
     least = gap_threshold(spec.early_commit, progress, spec.early_commit_high, spec.early_commit_low)
     if float(gaps.mean()) < float(least):
