@@ -442,7 +442,7 @@ def _strings(value: Any, column: str, index: int) -> list[str]:
 
 def _parsed(source: str, index: int, mode: str = "exec") -> ast.AST:
     try:
-        return compile(source, "<test>", mode, ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        return ast.parse(source, "<test>", mode)
     except (SyntaxError, ValueError, RecursionError) as error:
         raise ValueError(f"row {index}: a test is no Python: {type(error).__name__}: {error}") from None
 

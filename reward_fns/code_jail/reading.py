@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import ast
 import builtins
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 _TAGGED = re.compile(
-    r"(?:^|\n)[ \t]*\[(BEGIN|PYTHON|CODE|ANSWER|SOLUTION)\](.*?)(?:\[/?(?:DONE|END|\1)\]|\Z)"
-    r"|<(answer|code|python|solution)>(.*?)(?:</\3>|\Z)",
-    re.DOTALL | re.IGNORECASE,
+    r"(?:^|\n)[ \t]*\[(BEGIN|PYTHON|CODE|ANSWER|SOLUTION)\](.*?)(?:\[(?:DONE|END|/\1)\]|\Z)"
+    r"|<(?i:(answer|code|python|solution))>(.*?)(?:</(?i:\3)>|\Z)",
+    re.DOTALL,
 )
-_DONE = re.compile(r"\[/?(?:DONE|END|PYTHON)\]", re.IGNORECASE)
+# In capitals alone: `x[end]` is Python.
+_DONE = re.compile(r"\[DONE\]|^[ \t]*\[(?:END|/PYTHON|/CODE)\]", re.MULTILINE)
 _FENCE = re.compile(r"(?P<before>.*?)(?P<fence>`{3,}|~{3,})(?P<info>.*)")
 _SPAN = re.compile(r"^\s*`([^`]+)`\s*$")
 _QUOTE = re.compile(r"[ \t]*>[ \t]?")
@@ -38,7 +40,10 @@ _CODE_START = re.compile(
 )
 _FIRST_LINE = re.compile(r"(?:from|import|def|class|async|for|while|if|print|return)\b|@")
 _MAX_BLOCKS = 24
-_MAX_TRIES = 60
+_MAX_CLOSINGS = 4
+_MAX_LINES = 600
+_MAX_TRIES = 1500
+_MAX_CUTS = 60
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 _KEPT = (*_DEFINITIONS, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Try)
 
@@ -149,10 +154,11 @@ def _fenced(lines: list[str], start: int, opening: re.Match[str]) -> tuple[str, 
     quoted = ">" in opening["before"]
     head = [info] if _FIRST_LINE.match(info.strip()) else []
     language = "" if head else info.strip().strip("{}.").split(" ")[0].split(",")[0].lower()
-    ends = [n for n in range(start + 1, len(lines)) if _closes(lines[n], mark)]
+    closing = (n for n in range(start + 1, len(lines)) if _closes(lines[n], mark))
+    ends = list(itertools.islice(closing, _MAX_CLOSINGS))
     # A fence in a docstring closes nothing: of the next closing lines the first that leaves Python counts.
     body: list[str] = []
-    for end in [*ends[:4], *([] if ends else [len(lines)])]:
+    for end in [*ends, *([] if ends else [len(lines)])]:
         body = [*head, *lines[start + 1 : end], *_before_mark(lines, end, mark)]
         body = [_QUOTE.sub("", line, count=1) for line in body] if quoted else body
         if _parsed(textwrap.dedent("\n".join(body))) is not None:
@@ -197,7 +203,7 @@ def _chunks(text: str) -> Iterator[str]:
             index += 1
             continue
         tries += 1
-        source = _longest(_unindented(lines[index:]))
+        source = _longest(_unindented(lines[index : index + _MAX_LINES]))
         if source is None:
             index += 1
             continue
@@ -214,7 +220,7 @@ def _unindented(lines: list[str]) -> str:
 def _longest(source: str) -> str | None:
     """The longest beginning of a text that is Python, found by leaving out lines from the first error on."""
     lines = source.split("\n")
-    for _ in range(_MAX_TRIES):
+    for _ in range(_MAX_CUTS):
         if not any(line.strip() for line in lines):
             return None
         try:

@@ -118,8 +118,10 @@ class _Row:
     def run(self, index: int) -> None:
         """One test: its source, then the functions that it defines for somebody to call."""
         before = set(self._namespace)
-        self._namespace.pop("check", None)
         entry = self._under_test()
+        if self._job["check"]:
+            # A function under test may be named so, too; the one of the test before is meant.
+            self._namespace.pop("check", None)
         self._execute(self._codes[index])
         check = self._namespace.get("check")
         if self._job["check"] and isinstance(check, types.FunctionType):

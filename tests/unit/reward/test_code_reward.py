@@ -62,6 +62,8 @@ RIGHT = "def add(a, b):\n    return a + b\n"
         f"The function is this.\n\n{RIGHT}\nIt returns the sum.\nComplexity: O(1)\nDone",
         f"[BEGIN]\n{RIGHT}[DONE]\nAnother one:\n[BEGIN]\nx = 1\n[DONE]",
         f"{RIGHT}[DONE]\n\nYou are a programmer.",
+        "def plus(a, end):\n    done = [a]\n    done[end - end] += end\n    code = [done]\n    end = 0\n"
+        "    return code[end][end]\n\ndef add(a, b):\n    return plus(a, b)",
         f"[BEGIN]\n```python\n{RIGHT}```\n[DONE]",
         f"~~~\n{RIGHT}~~~\nThat is all.",
         f"````Python3\n{RIGHT}````",
@@ -258,6 +260,16 @@ CHECKED = "def check(candidate):\n    assert candidate(2) == 4\n    assert candi
 def test_tests_come_in_several_forms_and_are_run_in_all(row):
     assert score("def twice(x): return 2 * x", **row) == 1.0
     assert score("def twice(x): return x", **row) == 0.0
+
+
+def test_a_function_may_be_named_check():
+    tests = ["assert check(2) == True", "assert check(3) == False"]
+    assert score("def check(n): return n % 2 == 0", test_list=tests) == 1.0
+
+
+def test_reading_a_long_text_is_quick_enough_to_score_it():
+    prose = "Then x = 3 (or 4) follows.\nimport is what we do, too.\nx = 4\n```python\ny = (\n```\n"
+    assert score(prose * 1000 + RIGHT, test_list=ADD, fraction=True) == 1.0
 
 
 def test_what_is_under_test_may_be_an_expression():
