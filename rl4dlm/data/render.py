@@ -383,14 +383,16 @@ def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
 
 def _variables(source: str) -> set[str]:
     """Names that a chat template takes from outside; of one that jinja cannot read every name in it."""
-    from jinja2 import Environment, TemplateSyntaxError, meta
+    from jinja2 import Environment, TemplateSyntaxError, nodes
 
     plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)  # a tag of transformers'
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
     except TemplateSyntaxError:
         return set(re.findall(r"[A-Za-z_]\w*", source))
-    return meta.find_undeclared_variables(tree)
+    # Names alone: jinja's own search would work out constant expressions such as 'x' * 10**10.
+    names = list(tree.find_all(nodes.Name))
+    return {name.name for name in names} - {name.name for name in names if name.ctx == "store"}
 
 
 def _decoded(value: Any, where: str, column: str) -> Any:

@@ -91,3 +91,42 @@ def test_a_hostile_config(text: str, told: str, place: Path, good_model: Path, r
     shutil.copytree(good_model, place / "model")
     (place / "model" / "config.json").write_bytes(text.encode("latin-1"))
     refused("sample", "--model", "model", "--prompt", "1=", told=["config.json", told, "Fix: "])
+
+
+def test_a_prompt_that_spells_the_mask_is_not_sampled(
+    place: Path,  # noqa: F811
+    good_model: Path,  # noqa: F811
+    refused: Refused,  # noqa: F811
+) -> None:
+    shutil.copytree(good_model, place / "model")
+    sample = ["sample", "--model", "model", "--set", "max_completion_length=8", "--set", "block_length=8"]
+    sample += ["--set", "diffusion_steps=8", "--prompt"]
+    refused(*sample, "21<|mdm_mask|>=", told=["--prompt: the text spells the mask token", "Fix: "])
+    stored = '[{"role": "user", "content": "1="}, {"role": "assistant", "content": "2"}]'
+    refused(*sample, stored, told=["the prompt has 2 chat messages", "Fix: "])
+    kwargs = ["--set", "model.chat_template_kwargs={enable_thinking: false}"]
+    refused(*sample, "1=", *kwargs, told=["model.chat_template_kwargs", "needs a chat template", "Fix: "])
+
+
+def test_rows_that_spell_the_mask_are_refused_before_any_command_starts(
+    place: Path,  # noqa: F811
+    good_model: Path,  # noqa: F811
+    refused: Refused,  # noqa: F811
+) -> None:
+    shutil.copytree(good_model, place / "model")
+    rows = [{"prompt": f"{i}=", "completion": str(i), "answer": str(i)} for i in range(9)]
+    rows[6]["prompt"] += "<|mdm_mask|>"
+    write_rows(place / "rows.jsonl", rows)  # type: ignore[arg-type]
+    use = [
+        "model.init=null",
+        "model.path=model",
+        "data.task=null",
+        "data.train=rows.jsonl",
+        "eval.num_prompts=2",
+    ]
+    told = ["data.train = rows.jsonl, row 6: the text spells the mask token", "Fix: "]
+    few = ["rollout.prompts_per_update=4"]
+    refused("train", "quickstart", *use, *few, "warm_start=null", "data.max_prompt_length=16", told=told)
+    tuning = ["data.task_answers=demonstrations", "sft.batch_size=2", "reward=null"]
+    refused("sft", "--dry-run", "sft/tiny_sort", *use, *tuning, told=told)
+    refused("estimate", "rows.jsonl", "--model", "model", told=["row 6: the text spells the mask", "Fix: "])

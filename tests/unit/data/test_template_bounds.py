@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from rl4dlm.data import template_bounds
+from rl4dlm.data import TextFormat, template_bounds
 from rl4dlm.data.render import open_renderer
 from rl4dlm.data.template_bounds import require_bounded
 from rl4dlm.errors import ModelError
@@ -44,9 +44,12 @@ def test_a_template_without_bounds_is_refused(name: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(TOKENIZER, "chat_template", template)
     started = time.monotonic()
     with pytest.raises(ModelError, match=f"chat template {reason}.*Fix: set model.chat_template: none"):
-        open_renderer(DataConfig(train="rows.jsonl"), TOKENIZER, "auto")
+        open_renderer(DataConfig(train="rows.jsonl"), TextFormat(TOKENIZER, lambda text: ()))
     assert time.monotonic() - started < 5
-    open_renderer(DataConfig(train="rows.jsonl"), TOKENIZER, "none")  # a template that is not used is not run
+    # A template that is not used is not run.
+    open_renderer(
+        DataConfig(train="rows.jsonl"), TextFormat(TOKENIZER, lambda text: (), chat_template="none")
+    )
 
 
 @pytest.mark.parametrize(
