@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ class DecoderBackbone(nn.Module):
 
     def embedding(self) -> nn.Embedding:
         """The matrix over the vocabulary, whatever its published name is."""
-        return self.get_submodule(self.config.embedding_name)
+        return cast(nn.Embedding, self.get_submodule(self.config.embedding_name))
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[rows or 1, length, rotary_dim]`: float32, then cast (Qwen's dialect)."""

@@ -57,7 +57,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self) -> Tensor:
-        weight = self.mlp[0].weight
+        weight = next(self.mlp.parameters())
         features = torch.zeros(1, _TIME_FEATURES, device=weight.device, dtype=weight.dtype)
         features[:, : _TIME_FEATURES // 2] = 1.0  # cosines of 0, then sines of 0
         return F.silu(self.mlp(features))

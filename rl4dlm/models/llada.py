@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +136,7 @@ class LLaDABackbone(nn.Module):
         cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope["rope_theta"])
         x = self.transformer["wte"](input_ids)
         recompute = self.recompute and torch.is_grad_enabled()
-        for block in self.transformer["blocks"]:
+        for block in self.transformer["blocks"].children():
             if recompute:
                 x = checkpoint(block, x, cos, sin, key_mask, use_reentrant=False)
             else:
@@ -164,7 +165,7 @@ class LLaDA(FamilyModel):
         return self.model.transformer["ln_f"](states)
 
     def head(self) -> OutputHead:
-        return self.model.transformer["ff_out"]
+        return cast(OutputHead, self.model.transformer["ff_out"])
 
     def drop_head(self) -> None:
         del self.model.transformer["ff_out"]

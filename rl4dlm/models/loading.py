@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import ModelError
+from rl4dlm.models.base import FamilyModel
 from rl4dlm.models.families import FAMILIES, Family, skeleton
 from rl4dlm.models.folders import find_folder, headers_of
 from rl4dlm.models.memory import free_memory
-from rl4dlm.models.network_config import NetworkConfig, made_config
+from rl4dlm.models.network_config import NetworkConfig, config_of, made_config
 from rl4dlm.models.opening import OpenFolder, open_folder
 from rl4dlm.models.quantise import Quantization, assemble_quantised, projections, require_quantisable
 from rl4dlm.models.weights import read_headers
@@ -125,7 +126,7 @@ def load(
     if quantization != "none":
         assemble = assemble_quantised(quantization, device, dtype)
     module = (assemble or assemble_whole)(lambda: opened.kind.build(opened.config), reader.names, reader.read)
-    module.forbid(spec.forbidden_ids)
+    cast(FamilyModel, module).forbid(spec.forbidden_ids)
     return LoadedModel(module.eval(), tokenizer, spec, opened.kind.name, folder)
 
 
@@ -137,7 +138,7 @@ def assemble_whole(
         module = build()
     for name in names:
         set_tensor(module, name, read(name))
-    module.tie_weights()
+    cast(FamilyModel, module).tie_weights()
     return module
 
 
@@ -247,7 +248,7 @@ def create(
     with torch.random.fork_rng(devices=[]):
         module = kind.build(config)  # torch's own initialisation, which is overwritten
     kind.initialise(module, torch.Generator().manual_seed(derive_seed(seed, "model-init")))
-    module.forbid(spec.forbidden_ids)
+    cast(FamilyModel, module).forbid(spec.forbidden_ids)
     return LoadedModel(module.eval(), tokenizer, spec, kind.name, None)
 
 
@@ -375,8 +376,8 @@ def options_of(model: ModelConfig) -> dict[str, Any]:
 
 
 def _facts(kind: Family, module: nn.Module, *, bytes_on_disk: int, dtype: torch.dtype) -> ModelFacts:
-    config = module.config
-    experts = getattr(config, "experts", None)
+    config = config_of(module)
+    experts = config.experts
     adapted = [m for name, m in module.named_modules() if re.fullmatch(kind.lora_targets, name)]
     return ModelFacts(
         family=kind.name,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from rl4dlm.models.scoring import OutputHead
 from rl4dlm.recipe.sections import LoraSettings
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from rl4dlm.models.loading import LoadedModel
 
 
@@ -55,7 +57,7 @@ def add_lora(module: nn.Module, settings: LoraSettings, family: str, *, seed: in
     _require_usable_targets(module, targets)
     config = LoraConfig(
         r=settings.r,
-        lora_alpha=settings.lora_alpha,
+        lora_alpha=cast(int, settings.lora_alpha),  # peft divides it by r, and takes a fraction too
         lora_dropout=settings.lora_dropout,
         target_modules=targets,
         bias="none",
@@ -206,7 +208,7 @@ def reference(module: nn.Module) -> AbstractContextManager[None]:
     """
     if not has_adapters(module):
         raise ValueError("a model without adapters has no reference inside itself")
-    return module.disable_adapter()
+    return cast("PeftModel", module).disable_adapter()
 
 
 def save_adapter(module: nn.Module, folder: str | Path) -> Path:
@@ -221,7 +223,7 @@ def save_adapter(module: nn.Module, folder: str | Path) -> Path:
     """
     target = Path(folder).expanduser()
     with new_folder(target) as partial:
-        module.save_pretrained(str(partial), save_embedding_layers=False)
+        cast("PeftModel", module).save_pretrained(str(partial), save_embedding_layers=False)
         (partial / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
         _make_public(partial / "adapter_config.json")
     return target

@@ -97,8 +97,8 @@ class SparseMLP(nn.Module):
         super().__init__()
         self.gate = Router(hidden_size, config)
         self.experts = nn.ModuleList(GatedMLP(hidden_size, config.width) for _ in range(config.num_experts))
-        if config.shared_width:
-            self.shared_experts = GatedMLP(hidden_size, config.shared_width)
+        shared = config.shared_width
+        self.shared_experts = GatedMLP(hidden_size, shared) if shared else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[rows, length, hidden]` to the same."""
@@ -110,7 +110,7 @@ class SparseMLP(nn.Module):
             token, place = torch.nonzero(chosen == index, as_tuple=True)
             if len(token) or self._must_run(expert):
                 mixed = mixed.index_add(0, token, expert(tokens[token]) * weights[token, place, None])
-        if hasattr(self, "shared_experts"):
+        if self.shared_experts is not None:
             mixed = mixed + self.shared_experts(tokens)
         return mixed.reshape(x.shape)
 

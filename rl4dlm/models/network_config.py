@@ -6,7 +6,9 @@ import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
+
+from torch import nn
 
 from rl4dlm.errors import ModelWarning
 from rl4dlm.models.config_tables import (
@@ -91,6 +93,11 @@ class NetworkConfig:
         return dict(self.published)
 
 
+def config_of(module: nn.Module) -> NetworkConfig:
+    """The configuration of a network of `FAMILIES`, also through adapters around it."""
+    return cast(NetworkConfig, module.config)
+
+
 _INIT = "model.init"
 
 
@@ -165,7 +172,7 @@ def _require_sizes(reader: Reader, source: Released, values: Values) -> None:
 def _experts(reader: Reader, values: Values) -> ExpertsConfig | None:
     if "num_experts" not in values:
         return None
-    width = values.get("expert_width", values["intermediate_size"])
+    width: int = values["expert_width"] if "expert_width" in values else values["intermediate_size"]
     experts = ExpertsConfig(
         num_experts=values["num_experts"],
         num_chosen=values["num_chosen"],

@@ -224,7 +224,7 @@ def _class_in(path: Path) -> Any:
     return read_json(file).get("tokenizer_class") if file.is_file() else None
 
 
-def _tokenizer_class(path: Path, kind: Family, trust_remote_code: bool) -> type:
+def _tokenizer_class(path: Path, kind: Family, trust_remote_code: bool) -> Any:
     if trust_remote_code:
         return AutoTokenizer
     if (path / "tokenizer.json").is_file():

@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from rl4dlm.errors import ModelError
+from rl4dlm.models.base import FamilyModel
 
 Quantization = Literal["none", "8bit", "4bit"]
 _KEPT = re.compile(r".*(adaLN_modulation|sigma_map).*")
@@ -74,7 +75,7 @@ def assemble_quantised(
                 continue
             holder, tensor = module.get_submodule(owner), read(name)
             setattr(holder, leaf, tensor if leaf in holder._buffers else nn.Parameter(tensor))
-        module.tie_weights()
+        cast(FamilyModel, module).tie_weights()
         return module
 
     return assemble

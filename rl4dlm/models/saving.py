@@ -15,7 +15,7 @@ from rl4dlm.models.families import FAMILIES, Family, stored_buffers, tensor_shap
 from rl4dlm.models.folders import new_folder
 from rl4dlm.models.loading import LoadedModel
 from rl4dlm.models.lora import merged_state_dict
-from rl4dlm.models.network_config import NetworkConfig
+from rl4dlm.models.network_config import NetworkConfig, config_of
 from rl4dlm.models.tokenizers import save_tokenizer
 from rl4dlm.models.weights import require_same_tensors, write_shards
 
@@ -45,7 +45,7 @@ def save(
         StorageError: the disk is full or refuses.
     """
     module = model.module if isinstance(model, LoadedModel) else model
-    config = module.config
+    config = config_of(module)
     family = FAMILIES[config.family]
     tensors = dict(merged_state_dict(module) if state_dict is None else state_dict)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from rl4dlm.models.base import FamilyModel
 from rl4dlm.models.loading import load
+from rl4dlm.models.network_config import config_of
 from rl4dlm.types import AttentionLayout
 
 
@@ -24,9 +26,9 @@ class ValueModel(nn.Module):
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        backbone.drop_head()
-        self.backbone = backbone
-        self.config = backbone.config
+        self.backbone = cast(FamilyModel, backbone)
+        self.backbone.drop_head()
+        self.config = config_of(backbone)
         weight = next(backbone.parameters())
         self.head = nn.Linear(
             self.config.hidden_size, 1, bias=False, device=weight.device, dtype=weight.dtype
