@@ -55,6 +55,9 @@ class Router(ExactBuffers):
     sum of their two best experts; weights renormalised and scaled (specs: models 4).
     """
 
+    expert_bias: Tensor
+    """`[experts]`; only where experts are in groups."""
+
     def __init__(self, hidden_size: int, config: ExpertsConfig) -> None:
         super().__init__()
         self.config = config
