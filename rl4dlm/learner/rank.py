@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import cast
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from rl4dlm.models import (
     save_adapter,
     trainable_state,
 )
+from rl4dlm.models.base import FamilyModel
 from rl4dlm.recipe import AnyRecipe, Recipe
 from rl4dlm.recipe.algorithms import TraceRLConfig
 from rl4dlm.recipe.algorithms.base import Referenced
@@ -129,7 +131,7 @@ class PolicyRank:
         """A network as the recipe trains it: activations recomputed, adapters added, where it says so."""
         trainer = self._recipe.trainer
         if trainer.gradient_checkpointing:
-            module.gradient_checkpointing_enable()  # type: ignore[operator]  # every family has it
+            cast(FamilyModel, module).gradient_checkpointing_enable()
         if trainer.lora is None:
             return module
         return add_lora(module, trainer.lora, family, seed=self._recipe.run.seed)
@@ -156,7 +158,7 @@ class PolicyRank:
             return None
         loaded = self._load_model(model_path)
         module = ValueModel(loaded.module)
-        module.backbone = self._trained_module(module.backbone, loaded.family)
+        module.backbone = cast(FamilyModel, self._trained_module(module.backbone, loaded.family))
         method = TraceValue(algorithm, algorithm.value, setting_of(recipe, self._loaded.spec))
         engine = self._networks.train(module, recipe.trainer)
         model = Denoiser(engine, self._loaded.spec, self._networks.device)

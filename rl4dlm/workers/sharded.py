@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rl4dlm.learner.engine import Assemble
+from rl4dlm.models.base import FamilyModel
 from rl4dlm.recipe.sections import TrainerConfig
 
 
@@ -26,7 +27,7 @@ def assemble_sharded(trainer: TrainerConfig) -> Assemble | None:
         build: Callable[[], nn.Module], names: Sequence[str], read: Callable[[str], Tensor]
     ) -> nn.Module:
         module = _build_partitioned(build, bf16=trainer.bf16)
-        module.tie_weights()  # type: ignore[operator]  # every family has it
+        cast(FamilyModel, module).tie_weights()
         for name in names:
             owner, _, leaf = name.rpartition(".")
             holder = module.get_submodule(owner)
