@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from rl4dlm import __version__
-from rl4dlm.errors import Rl4dlmError, UserError
+from rl4dlm.errors import Interrupted, Rl4dlmError, UserError
 
 app = typer.Typer(
     name="rl4dlm",
@@ -619,9 +619,13 @@ def _take_step(arguments: list[str], resume: bool) -> tuple[list[str], int | Non
 
 
 def _guarded(run: Callable[[], None]) -> int:
-    """Exit status: 0 done, 2 the user's input is wrong, 1 the run failed, 130 interrupted."""
+    """Exit status: 0 done, 2 the user's input is wrong, 1 the run failed, 128 and the signal's number where
+    it was interrupted."""
     try:
         run()
+    except Interrupted as error:
+        print(f"rl4dlm: {error}", file=sys.stderr)
+        return error.exit_code
     except UserError as error:
         print(f"rl4dlm: {error}", file=sys.stderr)
         return UserError.exit_code
@@ -645,7 +649,7 @@ def _guarded(run: Callable[[], None]) -> int:
 
 
 def _interrupted() -> int:
-    print("rl4dlm: interrupted; `--resume` continues from the last checkpoint.", file=sys.stderr)
+    print("rl4dlm: interrupted.", file=sys.stderr)
     return _INTERRUPTED
 
 

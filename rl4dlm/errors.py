@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import errno
+import signal
 
 
 class Rl4dlmError(Exception):
@@ -80,6 +81,24 @@ class StorageError(RunError):
     status is 2."""
 
     exit_code = 2
+
+
+class Interrupted(BaseException):
+    """A signal ends the run. No `Exception`: nothing that handles failures may take it for one."""
+
+    def __init__(self, number: signal.Signals, message: str = "") -> None:
+        """
+        Args:
+            number: which signal.
+            message: what the user is told, e.g. how to resume.
+        """
+        super().__init__(message or f"interrupted by {number.name}")
+        self.signal = number
+
+    @property
+    def exit_code(self) -> int:
+        """As shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+        return 128 + self.signal
 
 
 def storage_error(what: str, error: OSError) -> StorageError:

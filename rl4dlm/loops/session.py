@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl4dlm.errors import UpdateError
+from rl4dlm.errors import Interrupted, UpdateError
 from rl4dlm.learner.protocols import Policy, RankDied, Reserve, Sampler, Say, ScoringWorkers, Workers
-from rl4dlm.recipe import AnyRecipe
+from rl4dlm.recipe import AnyRecipe, SFTRecipe
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.run.folder import Checkpoint, RunFolder
+from rl4dlm.run.interruption import Interruption
 from rl4dlm.run.preflight import Checks, starting_model
 from rl4dlm.run.reporter import Reporter, places
 from rl4dlm.tracking import Tracker
@@ -57,6 +59,7 @@ class Session:
     rewinds: bool
     """What lies after `checkpoint` on the disk is of another leg, and goes when this one has moved on."""
     stack: ExitStack
+    interruption: Interruption
     update: int = 0
     """Updates done; also the version of the weights."""
 
@@ -109,8 +112,10 @@ class Session:
         died_at = -1
         while self.update < self.recipe.trainer.max_steps:
             try:
-                turn(self.update + 1)
+                with self.interruption.turn():
+                    turn(self.update + 1)
             except RankDied as error:
+                self.interruption.leave()  # whoever ends the run may have ended its ranks, too
                 if died_at == self.update:
                     raise UpdateError(
                         f"{self.turn} {self.update + 1}: the trainer group died twice: {error}.\n"
@@ -122,11 +127,21 @@ class Session:
                 recovered()
 
     def _recover(self, reason: str) -> None:
-        """New ranks, at the last checkpoint; what was logged after it is forgotten."""
+        """New ranks, at the last checkpoint; what was logged after it is forgotten.
+
+        Raises:
+            UpdateError: one died again on the way.
+        """
         self.tracker.warn(f"{self.turn} {self.update + 1}: {reason}; the trainer group is rebuilt")
-        self.policy.start()
-        self.policy.load(self.model_path, self.supervised)
-        self.restore()
+        try:
+            self.policy.start()
+            self.policy.load(self.model_path, self.supervised)
+            self.restore()
+        except RankDied as again:
+            raise UpdateError(
+                f"{self.turn} {self.update + 1}: {reason}; while the trainer group was rebuilt, {again}.\n"
+                "Fix: look for memory pressure or a failing node (docs/cluster.md); then --resume."
+            ) from again
         self.reporter.reopen(self.update)
         self.rewinds = True
 
@@ -138,7 +153,8 @@ class Session:
     def saves_at(self, update: int) -> bool:
         """Whether a checkpoint follows an update."""
         trainer = self.recipe.trainer
-        return update == trainer.max_steps or update % trainer.save_steps == 0
+        due = update == trainer.max_steps or update % trainer.save_steps == 0
+        return due or self.interruption.asked
 
     def save(self, more: Callable[[Path], None] = lambda folder: None, good: int | None = None) -> None:
         """Write a checkpoint of this update.
@@ -189,11 +205,14 @@ def open_session(
     """
     folder = RunFolder.of(recipe)
     with ExitStack() as stack:
+        stack.enter_context(_told_how_to_resume(recipe, folder))
+        interruption = stack.enter_context(Interruption(recipe.run.save_on_signal).watched())
         stack.enter_context(folder.owned())
         checkpoint = folder.starting_point(recipe, resume=resume, step=step)
         if checkpoint is not None:
             checkpoint.verify()
         reserve = stack.enter_context(open_workers(recipe, print))
+        interruption.take_over()  # Ray has handlers of its own
         folder.reopen(recipe) if resume else folder.create(recipe)
         stands_at = checkpoint.update if checkpoint else 0
         reporter = stack.enter_context(Reporter(recipe, folder, stands_at if resume else None))
@@ -218,4 +237,20 @@ def open_session(
             checkpoint=checkpoint,
             rewinds=resume,
             stack=stack,
+            interruption=interruption,
         )
+
+
+@contextmanager
+def _told_how_to_resume(recipe: AnyRecipe, folder: RunFolder) -> Iterator[None]:
+    """An interruption says what became of the run and, where it can be resumed, by which command."""
+    try:
+        yield
+    except Interrupted as error:
+        if not folder.recipe.exists():
+            raise Interrupted(error.signal, f"{error}; nothing was started.") from error
+        newest = folder.find()
+        stands = f"update {newest.update}" if newest else "its beginning: no checkpoint was written yet"
+        verb = "sft" if isinstance(recipe, SFTRecipe) else "train"
+        command = shlex.join(["rl4dlm", verb, str(folder.root), "--resume"])
+        raise Interrupted(error.signal, f"{error}; `{command}` continues from {stands}.") from error

@@ -489,5 +489,10 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0, le=2**63 - 1)
     """Root of every random draw."""
 
+    save_on_signal: float = Field(60.0, ge=0)
+    """Seconds that the update under way may take after SIGTERM, SIGHUP or Ctrl-C: if it and a checkpoint fit
+    in, the run resumes from there, else from the checkpoint before. 0: end at once. Give a scheduler that
+    kills later than that the same number (Slurm: `--signal=TERM@90`)."""
+
     deterministic: bool = True
     """Ask torch for deterministic kernels. On CPU runs are bit-equal either way."""

@@ -21,6 +21,7 @@ from rl4dlm.run.ownership import LOCK_FILE, owned, try_writing
 # A run that stopped because its rewards were slow must be able to resume with a longer `reward.timeout_s`.
 MAY_CHANGE = (
     "run.output_dir",
+    "run.save_on_signal",
     "run.name",
     "trainer.max_steps",
     "trainer.save_steps",

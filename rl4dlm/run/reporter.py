@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rl4dlm.errors import Interrupted
 from rl4dlm.recipe import AnyRecipe
 from rl4dlm.run.folder import RunFolder
 from rl4dlm.tracking import Tracker
@@ -39,7 +40,9 @@ class Reporter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
+        if isinstance(error, Interrupted | KeyboardInterrupt):
+            self.tracker.interrupt(str(error))
+        elif error is not None:
             self.tracker.fail(f"{type(error).__name__}: {error}")
             with suppress(OSError):  # a full disk must not hide the first error
                 with open(self._folder.log, "a", encoding="utf-8") as log:

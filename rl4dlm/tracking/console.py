@@ -216,6 +216,9 @@ class RichSink(ConsoleSink):
     def fail(self, message: str) -> None:
         self._stop()
 
+    def interrupt(self, message: str) -> None:
+        self._stop()
+
     def close(self) -> None:
         self._stop()
 

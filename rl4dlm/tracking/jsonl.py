@@ -136,6 +136,10 @@ class JsonlSink(Sink):
         self._ended = True
         self._event("failed", text=message)
 
+    def interrupt(self, message: str) -> None:
+        self._ended = True
+        self._event("interrupted", text=message)
+
     def close(self) -> None:
         if not self._ended:
             self._event("stopped")

@@ -59,6 +59,9 @@ class ReportSink(Sink):
     def fail(self, message: str) -> None:
         self._rebuild()
 
+    def interrupt(self, message: str) -> None:
+        self._rebuild()
+
     def _rebuild(self) -> None:
         began = time.monotonic()
         rebuild(self._folder)
@@ -130,8 +133,10 @@ def _header(name: str, history: RunHistory) -> str:
 
 
 def _status(history: RunHistory) -> str:
-    """`running`, `finished`, `failed` or `stopped`; a run that was killed outright still says `running`."""
-    kind = history.last_event("started", "resumed", "finished", "failed", "stopped").get("kind", "running")
+    """`running`, `finished`, `failed`, `interrupted` or `stopped`; a run that was killed outright still says
+    `running`."""
+    kinds = ("started", "resumed", "finished", "failed", "interrupted", "stopped")
+    kind = history.last_event(*kinds).get("kind", "running")
     return {"started": "running", "resumed": "running"}.get(kind, kind)
 
 

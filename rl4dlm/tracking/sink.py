@@ -84,5 +84,8 @@ class Sink:
     def fail(self, message: str) -> None:
         """The run has failed."""
 
+    def interrupt(self, message: str) -> None:
+        """The run was interrupted from outside."""
+
     def close(self) -> None:
-        """Release everything. Called once: after `finish` or `fail`, or alone when the run is interrupted."""
+        """Release everything. Called once, after `finish`, `fail` or `interrupt`."""

@@ -196,6 +196,12 @@ class Tracker:
             with suppress(StorageError):
                 sink.fail(message)
 
+    def interrupt(self, message: str) -> None:
+        """The run was interrupted from outside."""
+        for sink in self._sinks:
+            with suppress(StorageError):
+                sink.interrupt(message)
+
     def close(self) -> None:
         """Release everything; safe to call twice."""
         if self._closed:

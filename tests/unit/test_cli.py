@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 import typer
 
 from rl4dlm import __version__, cli
-from rl4dlm.errors import RecipeError, RunError, StorageError
+from rl4dlm.errors import Interrupted, RecipeError, RunError, StorageError
 from rl4dlm.run.folder import RunFolder
 
 HEAVY = {
@@ -88,7 +89,8 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (RecipeError("wrong.\nFix: mend it."), 2, "rl4dlm: wrong.\nFix: mend it.\n"),
         (RunError("worker 3 failed."), 1, "rl4dlm: worker 3 failed.\n"),
         (StorageError("disk full."), 2, "rl4dlm: disk full.\n"),
-        (KeyboardInterrupt(), 130, "rl4dlm: interrupted; `--resume` continues from the last checkpoint.\n"),
+        (KeyboardInterrupt(), 130, "rl4dlm: interrupted.\n"),
+        (Interrupted(signal.SIGTERM, "how to resume"), 143, "rl4dlm: how to resume\n"),
         (SystemExit(3), 3, ""),
         (SystemExit("text"), 1, ""),
         (SystemExit(), 0, ""),
