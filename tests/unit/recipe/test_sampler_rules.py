@@ -93,3 +93,13 @@ def test_confidences_of_rcr_weigh_predictions_unless_they_are_entropies() -> Non
     load_recipe("gdpo/tiny_sort", [*mdpo, "rollout.rcr_confidence=margin"])
     with pytest.raises(RecipeError, match="rcr_confidence = neg_entropy has confidences that are no prob"):
         load_recipe("gdpo/tiny_sort", [*mdpo, "rollout.rcr_confidence=neg_entropy"])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_methods_that_score_trajectories_take_samplers_that_keep_their_tokens(name: str) -> None:
+    given = [f"rollout.remasking={name}", *(["rollout.policy=mine"] if name == "learned" else [])]
+    if not SAMPLERS[name].revises:
+        load_recipe("tracerl/tiny_sort", given)
+        return
+    with pytest.raises(RecipeError, match="scores each token in the one state that it was drawn in"):
+        load_recipe("tracerl/tiny_sort", given)
