@@ -27,6 +27,8 @@ recipes_app = typer.Typer(help="Recipes that come with the package.", no_args_is
 rewards_app = typer.Typer(help="Reward functions: built in, and your own.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(rewards_app, name="rewards")
+methods_app = typer.Typer(help="Methods: of the package, and your own.", no_args_is_help=True)
+app.add_typer(methods_app, name="methods")
 
 _INTERRUPTED = 130
 MAX_COUNT = 2**31 - 1
@@ -432,6 +434,33 @@ def recipes_cp(name: str, target: Path) -> None:
         raise RecipeError(f"{target.parent} is no folder.\nFix: make it, or name another place.")
     target.write_bytes(source.read_bytes())
     typer.echo(f"wrote {target}")
+
+
+@methods_app.command("ls")
+def methods_ls() -> None:
+    """List methods by their `algorithm.type`.
+
+    Example: rl4dlm methods ls
+    """
+    from rl4dlm.commands.methods import list_methods
+
+    for name, summary in list_methods():
+        typer.echo(f"{name:16} {summary}")
+
+
+@methods_app.command("test")
+def methods_test(
+    name: Annotated[str, typer.Argument(help="A method's name, FILE:Name, or package.module:Name.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="Its settings, as key=value.")] = None,
+) -> None:
+    """Hold a method to the laws that those of the package obey, on a tiny model.
+
+    Example: rl4dlm methods test my_method.py:MyMethod num_masks=2
+    """
+    from rl4dlm.commands.methods import method_settings, test_method
+
+    if not test_method(method_settings(name, settings or [])):
+        raise typer.Exit(1)
 
 
 @rewards_app.command("ls")

@@ -7,8 +7,8 @@ All are frozen; arrays inside are numpy on the CPU (they travel through Ray's ob
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -225,8 +225,22 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Record:
+    """What a method keeps of each row of a batch: arrays whose first dimension counts the rows."""
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Self:
+        """Some of the rows, in the order given."""
+        index = np.asarray(rows, dtype=np.int64)
+        chosen = {item.name: getattr(self, item.name)[index] for item in fields(self)}
+        return replace(self, **chosen)
+
+
+Kept = TypeVar("Kept", bound=Record)
+
+
+@dataclass(frozen=True)
 class TrainBatch:
-    """What an update needs, method-independent: sequences, which positions train, advantages, seeds.
+    """What an update needs: sequences, which positions train, advantages, seeds, and the method's own record.
 
     Rows are in the global order of the flattened groups; ranks take shards of it.
     """
@@ -245,11 +259,21 @@ class TrainBatch:
     """int32 `[batch]`: index of the row's group."""
     policy_version: int
     """Weights that drew the rollouts."""
-    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """What a method adds: `[batch, ...]` arrays by name (step maps, step rewards, values)."""
+    record: Record | None = None
+    """What the method's states and objective need besides."""
+    token_advantage: np.ndarray | None = None
+    """float32 `[batch, ...]`: advantages that are finer than a row's, of the estimate's shape; they take the
+    place of `advantage` in the objective."""
+    importance: np.ndarray | None = None
+    """float32 `[batch, ...]`: importance weights, of the estimate's shape; None: 1."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
+
+    def recorded(self, kind: type[Kept]) -> Kept:
+        """The method's record, known to be of a kind."""
+        assert isinstance(self.record, kind), f"the batch has no {kind.__name__}"
+        return self.record
 
 
 @dataclass(frozen=True)

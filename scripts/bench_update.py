@@ -33,6 +33,7 @@ from rl4dlm.recipe.algorithms import (
     DiffuGRPOConfig,
     ESPOConfig,
     GDPOConfig,
+    MethodConfig,
     SPGConfig,
     TraceRLConfig,
 )
@@ -40,7 +41,9 @@ from rl4dlm.recipe.sections import TrainerConfig
 from rl4dlm.rollout import Engine, Request
 from rl4dlm.rollout.groups import group_rollouts
 from rl4dlm.trainers import make_method
-from rl4dlm.trainers.base import Setting, Trainer
+from rl4dlm.trainers.method import Method, Setting
+from rl4dlm.trainers.passes import micro_batches
+from rl4dlm.trainers.prepare import prepare as prepare_batch
 from rl4dlm.types import Denoiser, Prompt, RolloutGroup, Scores, TrainBatch
 
 Row = dict[str, Any]
@@ -115,17 +118,19 @@ def some_groups(denoiser: Denoiser, num_prompts: int, size: int = 4) -> list[Rol
     return group_rollouts(prompts, Engine(denoiser, spec, 16).generate(requests, policy_version=0))
 
 
-def prepared(trainer: Trainer, groups: list[RolloutGroup]) -> TrainBatch:
+def prepared(trainer: Method[MethodConfig], groups: list[RolloutGroup]) -> TrainBatch:
     """The batch of an update, with random rewards."""
     count = sum(len(group.rollouts) for group in groups)
     reward = np.random.default_rng(1).normal(size=count).astype(np.float32)
     scores = Scores(reward, {"reward": reward}, {}, np.zeros(count, dtype=bool))
-    batch, _ = trainer.prepare(groups, scores, policy_version=0, seed=3)
+    batch, _ = prepare_batch(trainer, groups, scores, policy_version=0, seed=3)
     assert batch is not None
     return batch
 
 
-def rank_update(module: nn.Module, called: nn.Module, denoiser: Denoiser, trainer: Trainer) -> RankUpdate:
+def rank_update(
+    module: nn.Module, called: nn.Module, denoiser: Denoiser, trainer: Method[MethodConfig]
+) -> RankUpdate:
     """The update of a single rank, without DeepSpeed."""
     engine = PlainEngine(module, TrainerConfig())
     return RankUpdate(engine, replace(denoiser, model=called), trainer, 0, 1, BUDGET, 1)
@@ -151,7 +156,7 @@ def bench_overhead(num_prompts: int = 2, shape: str = "body_heavy") -> list[Row]
         update, batch = rank_update(module, watched, denoiser, trainer), prepared(trainer, groups)
         whole = seconds(lambda u=update, b=batch: u.run(b))
         alone = seconds(watched.run_alone)
-        steps = trainer.num_iterations
+        steps = trainer.config.num_iterations
         optimizer = seconds(lambda e=update.engine, n=steps: [e.step() for _ in range(n)])
         rows.append(
             {
@@ -198,7 +203,7 @@ def bench_padding(num_prompts: int = 64) -> list[Row]:
         policy_version=0,
     )
     whole = real = ordered = 0
-    plan = trainer.micro_batches(batch, range(count), BUDGET, 0)
+    plan = micro_batches(trainer, batch, range(count), BUDGET)
     first = 0
     for micro in plan:
         sizes = lengths[list(micro.rows)] + CANVAS

@@ -12,9 +12,9 @@ from rl4dlm.recipe import AnyRecipe, Recipe, SFTRecipe
 from rl4dlm.run.cost import GIB, Cost, cost_of, sft_cost_of
 from rl4dlm.run.folder import RunFolder
 from rl4dlm.run.preflight import Preflight, SFTPreflight, check_devices, preflight, preflight_sft
-from rl4dlm.trainers import make_trainer
 from rl4dlm.trainers.sft import sft_batch
 from rl4dlm.trainers.sft_steps import step_plan
+from rl4dlm.trainers.trial import tried_method
 
 
 def dry_run(recipe: Recipe, console: Console | None = None) -> None:
@@ -25,7 +25,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
             can be written) is raised after everything has been printed.
     """
     checks = preflight(recipe, devices=False)
-    make_trainer(recipe, checks.spec)
+    tried_method(recipe, checks.spec)
     first = checks.prompts.batch(0, recipe.rollout.prompts_per_update)
     prompt_tokens = max(len(prompt.token_ids) for prompt in first)
     _print(recipe, checks, cost_of(recipe, checks.facts, prompt_tokens), console)

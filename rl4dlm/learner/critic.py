@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rl4dlm.learner.update import RankUpdate, add_rows
+from rl4dlm.learner.update import RankUpdate, of_all_rows
 from rl4dlm.loss.reduce import merge_metrics
-from rl4dlm.trainers.base import Metrics
-from rl4dlm.trainers.token_trainer import ADVANTAGE
-from rl4dlm.trainers.trace_value import OLD_VALUE, RETURN, TraceValue
+from rl4dlm.trainers.method import Metrics
+from rl4dlm.trainers.trace_value import TraceValue, judged
 from rl4dlm.types import TrainBatch
 
 
@@ -22,7 +21,7 @@ class Critic:
     """A rank's value model: it judges and trains on the same rows as the rank's policy."""
 
     update: RankUpdate
-    """Of the value model: its engine, and a `TraceValue` as trainer."""
+    """Of the value model: its engine, and the method that it learns by."""
     method: TraceValue
     sum_over_ranks: Callable[[Tensor], Tensor]
     """A collective."""
@@ -31,20 +30,21 @@ class Critic:
         """Judge a batch, then train on it.
 
         Returns:
-            The batch with the advantages of this rank's tokens (`token_advantage`), and this rank's share of
-            the metrics.
+            The batch with the advantages of this rank's tokens, and this rank's share of the metrics.
         """
         values = self.update.estimate(batch)
-        credits = {row: self.method.credit(batch, row, value.cpu().numpy()) for row, value in values.items()}
+        credits = {row: self.method.credit(batch, row, found.cpu().numpy()) for row, found in values.items()}
         returns = {row: torch.from_numpy(credit.returns) for row, credit in credits.items()}
         advantage = {row: torch.from_numpy(credit.advantage) for row, credit in credits.items()}
         metrics = self._spread(batch, advantage)
         if self.method.value.whiten_advantages:
             advantage = self._whitened(batch, advantage)
-        judged = add_rows(add_rows(batch, OLD_VALUE, values), RETURN, returns)
-        trained = self.update.run(judged)
+        zeros: np.ndarray = np.zeros(batch.loss_mask.shape, dtype=np.float32)
+        known = [of_all_rows(batch, found) for found in (returns, values)]
+        trained = self.update.run(judged(batch, *(zeros if found is None else found for found in known)))
         norm = {"value/grad_norm": trained.pop("grad_norm")} if "grad_norm" in trained else {}
-        return add_rows(batch, ADVANTAGE, advantage), merge_metrics([trained, norm, metrics])
+        weighed = replace(batch, token_advantage=of_all_rows(batch, advantage))
+        return weighed, merge_metrics([trained, norm, metrics])
 
     def _spread(self, batch: TrainBatch, advantage: dict[int, Tensor]) -> Metrics:
         """Moments of the token advantages, this rank's share."""

@@ -28,7 +28,7 @@ from rl4dlm.recipe import AnyRecipe
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward.pool import RewardPool
 from rl4dlm.rollout import Request
-from rl4dlm.trainers.base import Metrics
+from rl4dlm.trainers.method import Metrics
 from rl4dlm.trainers.sft import SFTBatch
 from rl4dlm.types import Rollout, TrainBatch
 

@@ -16,7 +16,7 @@ from rl4dlm.learner.weight_sync import Manifest
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward.judge import Scorer
 from rl4dlm.rollout import Request
-from rl4dlm.trainers.base import Metrics
+from rl4dlm.trainers.method import Metrics
 from rl4dlm.trainers.sft import SFTBatch
 from rl4dlm.types import Rollout, TrainBatch
 

@@ -39,13 +39,11 @@ from rl4dlm.models import (
 )
 from rl4dlm.models.base import FamilyModel
 from rl4dlm.recipe import AnyRecipe, Recipe
-from rl4dlm.recipe.algorithms import TraceRLConfig
-from rl4dlm.recipe.algorithms.base import Referenced
+from rl4dlm.recipe.algorithms import MethodConfig, Passes
 from rl4dlm.run.folder import CheckpointParts
-from rl4dlm.trainers import make_trainer, setting_of
-from rl4dlm.trainers.base import Metrics, Trainer
+from rl4dlm.trainers import method_of, value_model_of
+from rl4dlm.trainers.method import Method, Metrics
 from rl4dlm.trainers.sft import SFTBatch
-from rl4dlm.trainers.trace_value import TraceValue
 from rl4dlm.types import Denoiser, Rollout, TrainBatch
 
 
@@ -100,19 +98,19 @@ class PolicyRank:
         module = self._trained_module(self._loaded.module, self._loaded.family)
         count = num_trainable(module)
         frozen: Denoiser | None = None
-        trainer: Trainer | None = None
+        method: Method[MethodConfig] | None = None
         if isinstance(recipe, Recipe) and not supervised:
-            trainer = make_trainer(recipe, self._loaded.spec)
+            method = method_of(recipe, self._loaded.spec)
             # LoRA needs no copy: with its adapters off the policy is the reference.
-            if trainer.needs_reference and recipe.trainer.lora is None:
+            if recipe.algorithm.keeps_reference and recipe.trainer.lora is None:
                 frozen = self._reference_copy(model_path)
         self._engine = self._networks.train(module, recipe.trainer, weight_decay)
         self._denoiser = denoiser(self._loaded, model=self._engine, device=self._networks.device)
-        if trainer is None:
+        if method is None:
             ranks = (self._networks.rank, self._networks.world_size)
             self._sft = RankSFT(self._engine, self._denoiser, *ranks, recipe.trainer.micro_batch_tokens)
             return count
-        self._update = self._rank_update(self._engine, self._denoiser, trainer)
+        self._update = self._rank_update(self._engine, self._denoiser, method)
         self._update = replace(self._update, reference=frozen)
         if recipe.trainer.lora is not None:
             self._update = replace(self._update, as_reference=lambda: reference(module))
@@ -136,12 +134,12 @@ class PolicyRank:
             return module
         return add_lora(module, trainer.lora, family, seed=self._recipe.run.seed)
 
-    def _rank_update(self, engine: Engine, model: Denoiser, trainer: Trainer) -> RankUpdate:
+    def _rank_update(self, engine: Engine, model: Denoiser, method: Method[Passes]) -> RankUpdate:
         settings = self._recipe.trainer
         return RankUpdate(
             engine=engine,
             denoiser=model,
-            trainer=trainer,
+            method=method,
             rank=self._networks.rank,
             world_size=self._networks.world_size,
             token_budget=settings.micro_batch_tokens,
@@ -153,16 +151,15 @@ class PolicyRank:
         backbone with a value head; under LoRA adapters and head are trained."""
         recipe = self._recipe
         assert isinstance(recipe, Recipe)
-        algorithm = recipe.algorithm
-        if not isinstance(algorithm, TraceRLConfig) or algorithm.value is None:
+        method = value_model_of(recipe, self._loaded.spec)
+        if method is None:
             return None
         loaded = self._load_model(model_path)
         module = ValueModel(loaded.module)
         module.backbone = cast(FamilyModel, self._trained_module(module.backbone, loaded.family))
-        method = TraceValue(algorithm, algorithm.value, setting_of(recipe, self._loaded.spec))
         engine = self._networks.train(module, recipe.trainer)
         model = Denoiser(engine, self._loaded.spec, self._networks.device)
-        return Critic(self._rank_update(engine, model, method), method, self._networks.sum_over_ranks)
+        return Critic(self._rank_update(engine, model, method.learns), method, self._networks.sum_over_ranks)
 
     def _load_model(self, path: str) -> LoadedModel:
         return load(
@@ -210,10 +207,8 @@ class PolicyRank:
         """Move the reference towards the policy where it is time to."""
         assert isinstance(self._recipe, Recipe)
         algorithm, frozen = self._recipe.algorithm, self._frozen
-        if frozen is None or not isinstance(algorithm, Referenced):
-            return
-        if algorithm.syncs_reference_at(update):
-            mix_reference(self.engine, frozen, algorithm.ref_model_mixup_alpha)
+        if frozen is not None and algorithm.syncs_reference_at(update):
+            mix_reference(self.engine, frozen, algorithm.reference_share)
 
     def sft(self, batches: list[SFTBatch], rates: list[float]) -> list[Metrics]:
         """Optimizer steps of supervised fine-tuning, with their learning rates; metrics of each, this rank's

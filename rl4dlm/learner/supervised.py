@@ -11,7 +11,7 @@ import torch
 from rl4dlm.learner.engine import Engine
 from rl4dlm.learner.passes import in_step
 from rl4dlm.loss.reduce import merge_metrics
-from rl4dlm.trainers.base import Metrics
+from rl4dlm.trainers.method import Metrics
 from rl4dlm.trainers.sft import SFTBatch, padding_tokens, row_nll, sft_loss, sft_micro_batches, shares
 from rl4dlm.types import Denoiser
 

@@ -14,8 +14,8 @@ from rl4dlm.learner.rank import PolicyRank
 from rl4dlm.models import UnmaskNet, UnmaskNetConfig, policy_net, save_policy
 from rl4dlm.recipe import AnyRecipe, Recipe
 from rl4dlm.recipe.algorithms import UnmaskingPolicyConfig
-from rl4dlm.trainers import make_trainer
-from rl4dlm.trainers.base import PLAIN_SPEC
+from rl4dlm.trainers import method_of
+from rl4dlm.trainers.method import PLAIN_SPEC
 from rl4dlm.trainers.unmasking_policy import decision_gap
 from rl4dlm.types import Denoiser, Rollout
 
@@ -52,8 +52,8 @@ class UnmaskRank(PolicyRank):
         full = recipe.trainer.model_copy(update={"bf16": False})
         self._engine = self._networks.train(self._net, full)
         self._denoiser = Denoiser(self._engine, PLAIN_SPEC, self._networks.device)
-        trainer = make_trainer(recipe, PLAIN_SPEC)
-        self._update = self._rank_update(self._engine, self._denoiser, trainer)
+        method = method_of(recipe, PLAIN_SPEC)
+        self._update = self._rank_update(self._engine, self._denoiser, method)
         return sum(parameter.numel() for parameter in self._net.parameters())
 
     def replay_gap(

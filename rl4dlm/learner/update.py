@@ -14,14 +14,16 @@ from torch import Tensor
 from rl4dlm.errors import UpdateError
 from rl4dlm.learner.engine import Engine
 from rl4dlm.learner.passes import in_step
-from rl4dlm.loss.importance import truncated_weights
+from rl4dlm.likelihood.importance import importance_weights
+from rl4dlm.likelihood.trajectory import DrawnTokens
 from rl4dlm.loss.reduce import merge_metrics
-from rl4dlm.trainers.base import Metrics, MicroBatch, Trainer
-from rl4dlm.trainers.token_trainer import IMPORTANCE
+from rl4dlm.recipe.algorithms import Passes
+from rl4dlm.trainers.method import Likelihood, Method, Metrics, MicroBatch
+from rl4dlm.trainers.passes import estimate_rows, loss, micro_batches, minibatches, needs_current, step_size
 from rl4dlm.types import Denoiser, TrainBatch
 
 Estimates = dict[int, Tensor]
-"""By row of the batch: a trainer's estimate, without gradient."""
+"""By row of the batch: a method's estimate, without gradient."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class RankUpdate:
 
     engine: Engine
     denoiser: Denoiser
-    trainer: Trainer
+    method: Method[Passes]
     rank: int
     world_size: int
     token_budget: int
@@ -44,7 +46,7 @@ class RankUpdate:
     as_reference: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def estimate(self, batch: TrainBatch) -> Estimates:
-        """The trainer's estimates of this rank's rows, pass 0: eval mode, no gradient."""
+        """The method's estimates of this rank's rows, pass 0: eval mode, no gradient."""
         return self._estimate(self.denoiser, batch, np.arange(len(batch)), 0)
 
     def run(self, batch: TrainBatch) -> Metrics:
@@ -53,63 +55,59 @@ class RankUpdate:
         Raises:
             UpdateError: a loss or a gradient is not finite.
         """
-        trainer = self.trainer
-        every_row = np.arange(len(batch))
+        facts = self.method.config
+        every_row, passes = np.arange(len(batch)), range(facts.num_iterations)
         batch = self._with_importance(batch)
-        passes = range(trainer.num_iterations)
-        on_policy = trainer.num_iterations == 1 and self.num_minibatches == 1
-        cached = trainer.needs_old and not on_policy
-        olds = {k: self._estimate(self.denoiser, batch, every_row, k) for k in passes} if cached else {}
-        refs = (
-            {k: self._reference_estimate(batch, every_row, k) for k in passes}
-            if trainer.needs_reference
-            else {}
-        )
+        on_policy = facts.num_iterations == 1 and self.num_minibatches == 1
+        olds: dict[int, Estimates] = {}
+        refs: dict[int, Estimates] = {}
+        if facts.needs_old and not on_policy:
+            olds = {k: self._estimate(self.denoiser, batch, every_row, k) for k in passes}
+        if facts.keeps_reference:
+            refs = {k: self._reference_estimate(batch, every_row, k) for k in passes}
         parts = []
         for k in passes:
-            for rows in trainer.minibatches(batch, k, self.num_minibatches):
+            for rows in minibatches(batch, k, self.num_minibatches):
                 parts.append(self._step(batch, rows, k, olds.get(k), refs.get(k)))
         return average(parts)
 
     def _with_importance(self, batch: TrainBatch) -> TrainBatch:
-        """The batch with importance weights of this rank's rows, where the trainer wants them."""
-        replay = self.trainer.replay
-        if replay is None:
+        """The batch with importance weights of this rank's rows, where the method wants them."""
+        replay, cap = self.method.replay, self.method.config.importance_bound
+        if replay is None or cap is None:
             return batch
-        recorded = torch.from_numpy(batch.extra["rollout_logp"])
-        now = self._estimate(self.denoiser, batch, np.arange(len(batch)), 0, replay.trainer)
-        weights = {
-            row: truncated_weights(logp, recorded[row].to(logp), cap=replay.cap) for row, logp in now.items()
-        }
-        return add_rows(batch, IMPORTANCE, weights)
+        now = self._estimate(self.denoiser, batch, np.arange(len(batch)), 0, replay)
+        weights = importance_weights(now, batch.recorded(DrawnTokens).rollout_logp, cap=cap)
+        return replace(batch, importance=of_all_rows(batch, weights))
 
     def _step(
         self, batch: TrainBatch, rows: np.ndarray, inner: int, old: Estimates | None, ref: Estimates | None
     ) -> Metrics:
         """One optimizer step on `rows` of all ranks."""
-        plans = self._plans(batch, rows, inner, self.trainer)
+        method, plans = self.method, self._plans(batch, rows, self.method.likelihood)
         if not any(plans):
             return {}
-        size = self.trainer.step_size(batch, rows)
+        size = step_size(method, batch, rows)
         current: Estimates | None = None
-        if any(self.trainer.needs_current(micro) for plan in plans for micro in plan):
+        if any(needs_current(method, micro) for plan in plans for micro in plan):
             current = self._estimate(self.denoiser, batch, rows, inner)
         self.engine.train()
         parts: list[Metrics] = []
         for micro, real in self._in_step(plans):
-            loss, part = self.trainer.loss(
+            share, part = loss(
+                method,
                 self.denoiser,
                 batch,
                 micro,
                 inner,
                 old=_take(old, micro),
                 ref=_take(ref, micro),
-                current=_take(current, micro) if self.trainer.needs_current(micro) else None,
+                current=_take(current, micro) if needs_current(method, micro) else None,
                 step=size,
             )
-            self._refuse_non_finite(loss, batch, micro)
+            self._refuse_non_finite(share, batch, micro)
             # The engine averages gradients over ranks; the loss is already divided by the global count.
-            self.engine.backward(loss * (float(self.world_size) if real else 0.0))
+            self.engine.backward(share * (float(self.world_size) if real else 0.0))
             if real:
                 parts.append(part)
         self.engine.step()
@@ -122,17 +120,16 @@ class RankUpdate:
         batch: TrainBatch,
         rows: np.ndarray,
         inner: int,
-        trainer: Trainer | None = None,
+        likelihood: Likelihood | None = None,
     ) -> Estimates:
-        """A trainer's (by default the method's) estimates of this rank's share of `rows`: eval mode, no
-        gradient."""
-        trainer = trainer or self.trainer
-        plans = self._plans(batch, rows, inner, trainer)
+        """Estimates (by default the method's) of this rank's share of `rows`: eval mode, no gradient."""
+        asked = likelihood or self.method.likelihood
+        plans = self._plans(batch, rows, asked)
         totals: Estimates = {}
         self.engine.eval()
         with torch.no_grad():
             for micro, real in self._in_step(plans):
-                values = trainer.estimate(model, batch, micro, inner)
+                values = estimate_rows(asked, model, batch, micro, inner)
                 for row, value in zip(micro.rows, values, strict=True) if real else ():
                     totals[row] = totals[row] + value if row in totals else value
         return totals
@@ -141,14 +138,12 @@ class RankUpdate:
         with self.as_reference():
             return self._estimate(self.reference or self.denoiser, batch, rows, inner)
 
-    def _plans(
-        self, batch: TrainBatch, rows: np.ndarray, inner: int, trainer: Trainer
-    ) -> list[list[MicroBatch]]:
+    def _plans(self, batch: TrainBatch, rows: np.ndarray, likelihood: Likelihood) -> list[list[MicroBatch]]:
         """The micro-batches of every rank: cheap, and computed alike on all of them."""
         shares = [
             [int(row) for row in rows if row % self.world_size == rank] for rank in range(self.world_size)
         ]
-        return [trainer.micro_batches(batch, share, self.token_budget, inner) for share in shares]
+        return [micro_batches(self.method, batch, share, self.token_budget, likelihood) for share in shares]
 
     def _in_step(self, plans: Sequence[Sequence[MicroBatch]]) -> Iterator[tuple[MicroBatch, bool]]:
         """This rank's micro-batches; a filler is the smallest one's first row."""
@@ -184,19 +179,20 @@ def _take(values: Estimates | None, micro: MicroBatch) -> Tensor | None:
     return torch.stack([values.get(row, torch.zeros_like(known)) for row in micro.rows])
 
 
-def add_rows(batch: TrainBatch, name: str, values: Estimates) -> TrainBatch:
-    """A batch with one more array in `extra`: the given rows' values, zeros in the others.
+def of_all_rows(batch: TrainBatch, values: Estimates) -> np.ndarray | None:
+    """Some rows' values as one array of the batch, float32 `[batch, ...]`, zeros in the others; None without
+    any.
 
     Args:
-        values: by row, all of one shape; none leaves the batch as it is.
+        values: by row, all of one shape.
     """
     if not values:
-        return batch
+        return None
     shape = next(iter(values.values())).shape
     array: np.ndarray = np.zeros((len(batch), *shape), dtype=np.float32)
     for row, value in values.items():
         array[row] = value.float().cpu().numpy()
-    return replace(batch, extra={**batch.extra, name: array})
+    return array
 
 
 def average(parts: Sequence[Metrics]) -> Metrics:

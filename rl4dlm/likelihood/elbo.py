@@ -21,38 +21,14 @@ from rl4dlm.diffusion.masking import (
     bernoulli_masks,
     count_masks,
     count_weight,
-    coupled_counts,
     masked_counts,
     state_uniform,
     stratified_counts,
 )
 from rl4dlm.diffusion.quadrature import gauss_legendre
-from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.likelihood.states import States, rectangle, state_logp
+from rl4dlm.likelihood.plans import CorruptionPlan, block_by_block
+from rl4dlm.likelihood.states import state_logp
 from rl4dlm.types import Denoiser
-
-
-@dataclass(frozen=True)
-class CorruptionPlan:
-    """The states on which completions are evaluated; the estimate is the weighted sum of l(S) over states.
-
-    Example: 3 nodes with 2 masks each give 6 states; states 2n and 2n + 1 belong to node n.
-    """
-
-    is_masked: Tensor
-    """bool `[rows, states, completion]`."""
-    weight: Tensor
-    """float64 `[rows, states]`, or `[rows, states, completion]` where blocks have weights of their own."""
-
-    def take(self, states: Sequence[int]) -> CorruptionPlan:
-        """The plan with only these states; partial estimates over disjoint states add up to the whole."""
-        index = list(states)
-        return CorruptionPlan(self.is_masked[:, index], self.weight[:, index])
-
-    def states(self) -> States:
-        """As states of the same rows: every masked position is a target."""
-        weight = self.weight if self.weight.ndim == 3 else self.weight[..., None]
-        return rectangle(self.is_masked, weight)
 
 
 @dataclass(frozen=True)
@@ -160,101 +136,6 @@ def plan_corruptions(
         torch.tensor(loss_mask),
         block,
     )
-
-
-def block_by_block(
-    plan: Callable[[Tensor, Tensor], CorruptionPlan], roots: Tensor, positions: Tensor, block: Tensor | None
-) -> CorruptionPlan:
-    """A plan whose states hide something of every block, each block by counts, masks and weights of its own.
-
-    Args:
-        plan: from int64 `[parts, n]` roots and bool `[parts, completion]` positions to the plan of these
-            parts: the blocks of the first row, those of the second, and so on.
-        roots: int64 `[rows, n]`, roots of randomness.
-        positions: bool `[rows, completion]`.
-        block: int64 `[rows, completion]`; None: one block.
-
-    Returns:
-        The plan; with several blocks its weights are `[rows, states, completion]`.
-    """
-    if block is None or not block.any():
-        return plan(roots, positions)
-    parts, shape = plan_each_block(plan, roots, positions, block)
-    weight = parts.weight if parts.weight.ndim == 3 else parts.weight[..., None]
-    weight = (weight * parts.is_masked).unflatten(0, shape)
-    is_masked = parts.is_masked.unflatten(0, shape)  # [rows, blocks, states, completion]
-    return CorruptionPlan(is_masked.any(1), weight.sum(1))
-
-
-def plan_each_block(
-    plan: Callable[[Tensor, Tensor], CorruptionPlan], roots: Tensor, positions: Tensor, block: Tensor
-) -> tuple[CorruptionPlan, tuple[int, int]]:
-    """The plans of all blocks of all rows, `[rows * blocks, ...]`, not joined as in `block_by_block`, and
-    (rows, blocks)."""
-    num_blocks = int(block.max()) + 1
-    inside = torch.arange(num_blocks)[:, None] == block[:, None]  # [rows, blocks, completion]
-    seeds = [
-        [derive_seed(root, "block", number) for root in row]
-        for row in roots.tolist()
-        for number in range(num_blocks)
-    ]
-    parts = plan(torch.tensor(seeds), (inside & positions[:, None]).flatten(0, 1))
-    return parts, (len(roots), num_blocks)
-
-
-@dataclass(frozen=True)
-class Strata:
-    """Where rows stand in a stratified draw that they share, however the batch is split afterwards.
-
-    Example: three rows of one batch: `root = [7, 7, 7]`, `share = [0, 1/3, 2/3]`.
-    """
-
-    root: np.ndarray
-    """int64 `[rows]`: root of the random start that the rows have in common."""
-    share: np.ndarray
-    """float64 `[rows]`, in [0, 1): the row's place among them."""
-
-
-def plan_coupled(
-    seed: np.ndarray,
-    loss_mask: np.ndarray,
-    inner: int,
-    num_pairs: int,
-    strata: Strata,
-    block: Tensor | None = None,
-) -> CorruptionPlan:
-    """Coupled states: a random subset S of random size x, and the positions that it leaves visible.
-
-        Lhat = mean over pairs of 1/2 [(L + 1)/x l(S) + (L + 1)/(L - x) l(rest)],   x in 0..L
-
-    A term whose set is empty is left out. Every position is scored in every pair, and Lhat is unbiased.
-
-    Source: ESPO, arXiv:2512.03759, its coupled estimator. Departs from the released code: counts are
-    stratified over an order fixed beforehand (`strata`), not over the rows that meet on a device.
-
-    Args:
-        seed, loss_mask, inner, block: as in `plan_corruptions`.
-        num_pairs: pairs per row.
-        strata: of the same rows; those of one root draw x_b = (k + round(share_b (L + 1))) mod (L + 1) with
-            one random k for each pair (and block).
-
-    Returns:
-        The plan; states 2j and 2j + 1 are pair j.
-    """
-
-    def part(roots: Tensor, positions: Tensor) -> CorruptionPlan:
-        share = torch.tensor(strata.share).repeat_interleave(len(positions) // len(strata.share))
-        length = positions.sum(1)
-        start = (state_uniform(roots[:, 1], num_pairs, inner) * (length[:, None] + 1)).floor().long()
-        counts = coupled_counts(length, start, share)  # [parts, pairs]
-        subset = count_masks(roots[:, 0], positions, counts, inner)
-        pair = torch.stack((subset, positions[:, None] & ~subset), dim=2)  # [parts, pairs, 2, completion]
-        size = pair.sum(-1)
-        weight = torch.where(size > 0, (length[:, None, None] + 1) / size.clamp(min=1), 0.0)
-        return CorruptionPlan(pair.flatten(1, 2), weight.double().flatten(1) / (2 * num_pairs))
-
-    roots = torch.from_numpy(np.stack((seed, strata.root), axis=1))
-    return block_by_block(part, roots, torch.tensor(loss_mask), block)
 
 
 def elbo(

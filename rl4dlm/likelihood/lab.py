@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.likelihood.elbo import ElboSettings, Strata, plan_corruptions, plan_coupled
+from rl4dlm.likelihood.coupled import Strata, plan_coupled
+from rl4dlm.likelihood.elbo import ElboSettings, plan_corruptions
 from rl4dlm.likelihood.one_step import one_step_states
 from rl4dlm.likelihood.orders import blockwise_plan, random_order_plan
 from rl4dlm.likelihood.packing import split_by_tokens

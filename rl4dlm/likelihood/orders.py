@@ -14,13 +14,8 @@ import torch
 from torch import Tensor
 
 from rl4dlm.diffusion.masking import random_ranks, state_uniform, stratified_counts
-from rl4dlm.likelihood.elbo import (
-    CorruptionPlan,
-    ElboSettings,
-    block_by_block,
-    plan_corruptions,
-    plan_each_block,
-)
+from rl4dlm.likelihood.elbo import ElboSettings, plan_corruptions
+from rl4dlm.likelihood.plans import CorruptionPlan, block_by_block, plan_each_block
 
 
 def random_order_plan(

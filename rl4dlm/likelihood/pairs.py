@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from rl4dlm.likelihood.elbo import CorruptionPlan
+from rl4dlm.likelihood.plans import CorruptionPlan
 from rl4dlm.likelihood.states import States, rectangle
 
 

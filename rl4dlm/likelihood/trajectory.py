@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rl4dlm.likelihood.states import States
-from rl4dlm.types import FORCED, SAMPLED, Rollout
+from rl4dlm.likelihood.states import States, block_of_positions
+from rl4dlm.types import FORCED, SAMPLED, DenoiserSpec, Record, Rollout
 
 VISIBLE = -1
 """Step id of positions that every state shows: they were given, not filled."""
@@ -136,16 +136,41 @@ def _steps_by_block(trajectories: Trajectories, row: int, shrink: int) -> np.nda
     return np.unique(np.stack([block[wanted], steps[wanted]]), axis=1)
 
 
-def trajectory_arrays(rollouts: Sequence[Rollout]) -> dict[str, np.ndarray]:
-    """Recorded trajectories as arrays `[rollouts, completion]`.
+@dataclass(frozen=True)
+class DrawnTokens(Record):
+    """What was drawn, and how likely the sampler said that it was."""
 
-    Returns:
-        `step_map` int32, `VISIBLE` where a position was given; `drawn` bool, the positions whose tokens the
-        policy drew; `rollout_logp` float32, nats, as the sampler recorded it.
-    """
+    rollout_logp: np.ndarray
+    """float32 `[rows, ...]`, nats, of the estimate's shape."""
+
+
+@dataclass(frozen=True)
+class TrajectoryRecord(DrawnTokens):
+    """The recorded trajectories of a batch's rows; arrays `[rows, completion]`."""
+
+    step_map: np.ndarray
+    """int32, `VISIBLE` where a position was given."""
+    drawn: np.ndarray
+    """bool: positions whose tokens the policy drew."""
+    block: np.ndarray
+    """int64: the model's block of each position."""
+
+    def trajectories(self, trainable: np.ndarray) -> Trajectories:
+        """What scoring them needs to know.
+
+        Args:
+            trainable: bool `[rows, completion]`: positions to score.
+        """
+        return Trajectories(self.step_map, self.drawn, trainable, self.block)
+
+
+def record_trajectories(rollouts: Sequence[Rollout], spec: DenoiserSpec) -> TrajectoryRecord:
+    """The trajectories of some rollouts, for a model of these facts."""
     kind = np.stack([rollout.trace.kind for rollout in rollouts])
-    return {
-        "step_map": np.stack([rollout.trace.step_map for rollout in rollouts]),
-        "drawn": (kind == SAMPLED) | (kind == FORCED),
-        "rollout_logp": np.stack([rollout.trace.rollout_logp for rollout in rollouts]).astype(np.float32),
-    }
+    lengths = [len(rollout.prompt_ids) for rollout in rollouts]
+    return TrajectoryRecord(
+        rollout_logp=np.stack([rollout.trace.rollout_logp for rollout in rollouts]).astype(np.float32),
+        step_map=np.stack([rollout.trace.step_map for rollout in rollouts]),
+        drawn=(kind == SAMPLED) | (kind == FORCED),
+        block=block_of_positions(lengths, kind.shape[1], spec).numpy(),
+    )

@@ -16,21 +16,18 @@ from rl4dlm.rollout import Generate, Request, mix_block_lengths
 from rl4dlm.rollout.groups import group_rollouts, make_requests
 from rl4dlm.run.folder import Checkpoint, CheckpointParts
 from rl4dlm.run.rollout_files import Drawn, load_drawn, save_drawn
-from rl4dlm.trainers.base import Trainer
 from rl4dlm.types import Prompt, flatten
 
 STALENESS = {"sync": 0, "one_step_off": 1}
 """By `cluster.schedule`: how many updates older than the weights that learn from it a rollout may be."""
 
 
-def requests_of(
-    recipe: Recipe, trainer: Trainer, prompts: Sequence[Prompt], update: int
-) -> tuple[list[Request], SamplerSpec]:
+def requests_of(recipe: Recipe, prompts: Sequence[Prompt], update: int) -> tuple[list[Request], SamplerSpec]:
     """What is sampled for an update (from 1), and how: a function of the recipe alone."""
     rollout, seed = recipe.rollout, recipe.run.seed
     requests = make_requests(prompts, rollout.num_generations, seed, "rollout", update)
     requests = mix_block_lengths(requests, rollout.block_lengths, seed, "block_length", update)
-    record = rollout.record_predictions or trainer.needs_predictions
+    record = rollout.record_predictions or recipe.algorithm.needs_predictions
     spec = replace(SamplerSpec.from_config(rollout), record_predictions=record)
     enlarged = recipe.algorithm.rollout_block_length(update)
     return requests, spec if enlarged is None else replace(spec, block_length=enlarged)
@@ -107,10 +104,10 @@ class UpdateRollouts:
     """The rollouts of a run's updates: drawn when they are wanted, or under `cluster.schedule: one_step_off`
     while the update before runs."""
 
-    def __init__(self, recipe: Recipe, trainer: Trainer, prompts: PromptSource) -> None:
+    def __init__(self, recipe: Recipe, prompts: PromptSource) -> None:
         self.prompts = prompts
         """Training prompts; fewer than the data's where they are filtered."""
-        self._recipe, self._trainer = recipe, trainer
+        self._recipe = recipe
         self._generate: Generate | None = None
         self._ahead = Ahead(self._draw) if STALENESS[recipe.cluster.schedule] else None
 
@@ -139,7 +136,7 @@ class UpdateRollouts:
     def _draw(self, update: int, version: int) -> Drawn:
         assert self._generate is not None, "nobody samples yet"
         began, prompts = time.monotonic(), self.prompts_of(update)
-        requests, spec = requests_of(self._recipe, self._trainer, prompts, update)
+        requests, spec = requests_of(self._recipe, prompts, update)
         groups = group_rollouts(prompts, self._generate(requests, spec, version))
         return Drawn(groups, version, time.monotonic() - began)
 

@@ -21,8 +21,10 @@ from rl4dlm.run.reporter import Clock
 from rl4dlm.run.rollout_files import write_rollouts
 from rl4dlm.run.rollout_metrics import rollout_metrics
 from rl4dlm.tracking import completion_health, require_finite
-from rl4dlm.trainers import make_trainer
-from rl4dlm.trainers.base import Metrics
+from rl4dlm.trainers import method_of
+from rl4dlm.trainers.method import Metrics
+from rl4dlm.trainers.prepare import partial_decodes, prepare_batch, rewards_by_step
+from rl4dlm.trainers.trial import tried_method
 from rl4dlm.types import Prompt, RolloutGroup
 
 _REPLAYED_ROLLOUTS = 16
@@ -42,7 +44,7 @@ def train(recipe: Recipe, *, resume: bool = False, step: int | None = None) -> R
     """
     RunFolder.of(recipe).starting_point(recipe, resume=resume, step=step)
     checks = preflight(recipe)
-    make_trainer(recipe, checks.spec)  # a method that cannot be made is the user's to fix, before a start
+    tried_method(recipe, checks.spec)  # a method that cannot be made is the user's to fix, before a start
     with open_session(recipe, checks, checks.notes, supervised=False, resume=resume, step=step) as session:
         Training(recipe, checks, session).run()
     return session.folder
@@ -53,10 +55,10 @@ class Training:
 
     def __init__(self, recipe: Recipe, checks: Preflight, session: Session) -> None:
         self.recipe, self.checks, self.session = recipe, checks, session
-        self.trainer = make_trainer(recipe, checks.spec)
+        self.method = method_of(recipe, checks.spec)
         if recipe.warm_start is not None:
             session.model_path = warm_start(session, recipe, checks)
-        self.rollouts = UpdateRollouts(recipe, self.trainer, checks.prompts)
+        self.rollouts = UpdateRollouts(recipe, checks.prompts)
         session.stack.callback(self.rollouts.close)  # after the samplers that its thread waits for are gone
         self.sampler, self.scorer = session.open_sampling(recipe.reward)
         self.rollouts.sample_with(self.sampler.generate)
@@ -76,7 +78,8 @@ class Training:
         self.rollouts.resume(session.checkpoint)
         if session.update == 0 and not session.tracker.evaluated(0):
             self._evaluate()
-        session.run(self._offline_update if self.trainer.offline else self._update, self._recovered)
+        samples = self.recipe.algorithm.samples_rollouts
+        session.run(self._update if samples else self._offline_update, self._recovered)
         frozen = self.recipe.algorithm.freezes_model
         session.finish(session.folder.policy if frozen else session.folder.model)
 
@@ -98,8 +101,8 @@ class Training:
             step_rewards, step_metrics = self._score_steps(groups, update)
         self.health.check_rewards(scores, update)
         seed = derive_seed(self.recipe.run.seed, "update", update)
-        batch, metrics = self.trainer.prepare(
-            groups, scores, policy_version=drawn.version, seed=seed, step_rewards=step_rewards
+        batch, metrics = prepare_batch(
+            self.method, groups, scores, policy_version=drawn.version, seed=seed, step_rewards=step_rewards
         )
         metrics |= step_metrics | {"rollout/staleness": float(session.update - drawn.version)}
         with clock("replay"):
@@ -113,7 +116,7 @@ class Training:
         with clock("sync"):
             metrics |= self._sync()
         if step_rewards is not None:
-            step_rewards = self.trainer.rewards_by_step(groups, step_rewards)
+            step_rewards = rewards_by_step(self.method, groups, step_rewards)
         write_rollouts(session.folder, self.recipe, groups, scores, step_rewards, update)
         metrics |= rollout_metrics(groups, scores, is_correct(scores, self.recipe.reward), drawn.seconds)
         metrics |= completion_health(groups, scores.reward)
@@ -128,8 +131,9 @@ class Training:
             prompts = self.rollouts.prompts_of(update)
             pairs = self.checks.pairs(self.recipe, prompts)
         seed = derive_seed(self.recipe.run.seed, "update", update)
-        batch, metrics = self.trainer.prepare_pairs(pairs, policy_version=session.update, seed=seed)
-        metrics["pairs/overlong"] = float(len(prompts) - len(pairs))
+        assert self.method.pair_batch is not None, "a method without rollouts learns from pairs"
+        batch = self.method.pair_batch(pairs, session.update, seed) if pairs else None
+        metrics: Metrics = {"pairs/overlong": float(len(prompts) - len(pairs))}
         with clock("update"):
             if batch is not None:
                 metrics |= session.policy.update(batch, update)
@@ -156,9 +160,9 @@ class Training:
         self, groups: Sequence[RolloutGroup], update: int
     ) -> tuple[list[np.ndarray] | None, Metrics]:
         """Rewards of partial decodes, for methods that want them."""
-        if not self.trainer.scores_steps:
+        if not self.recipe.algorithm.scores_steps:
             return None, {}
-        decodes = self.trainer.partial_decodes(groups)
+        decodes = partial_decodes(self.method, groups)
         rewards, scores = score_steps(
             self.scorer, groups, decodes, self.checks.decode, self.checks.spec.stop_ids, self._trainer_state
         )

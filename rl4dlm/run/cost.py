@@ -226,7 +226,7 @@ def _forwards(recipe: Recipe) -> dict[str, float]:
     single = algorithm.num_iterations == 1 and recipe.trainer.num_minibatches == 1
     return {
         "rollout": float(completions * rollout.diffusion_steps) if algorithm.samples_rollouts else 0.0,
-        "old": float(states) if algorithm.has_ratios and not single else 0.0,
+        "old": float(states) if algorithm.needs_old and not single else 0.0,
         "reference": float(states) if algorithm.keeps_reference else 0.0,
         "update (forward and backward)": float(states),
     }

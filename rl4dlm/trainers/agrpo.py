@@ -15,8 +15,7 @@ the first stop id are left out. Not covered: ratios under top-p or top-k, whose 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,45 +24,84 @@ from torch import Tensor
 from rl4dlm.diffusion.masking import state_uniform
 from rl4dlm.likelihood.states import States
 from rl4dlm.likelihood.step_sampling import inclusion_probabilities, systematic_sample
-from rl4dlm.likelihood.trajectory import Trajectories, count_states
+from rl4dlm.likelihood.trajectory import DrawnTokens, TrajectoryRecord, count_states
 from rl4dlm.recipe.algorithms import AGRPOConfig
-from rl4dlm.trainers.base import Metrics, Setting, StepSize
-from rl4dlm.trainers.state_trainer import Rows
-from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
-from rl4dlm.types import Rollout, TrainBatch
+from rl4dlm.trainers.credit import compared_in_group
+from rl4dlm.trainers.method import (
+    BatchRows,
+    Loss,
+    Method,
+    Objective,
+    Recorded,
+    Setting,
+    StatePlan,
+    StepSize,
+    UsableRollouts,
+)
+from rl4dlm.trainers.tokens import ClippedTokens, aggregated
+from rl4dlm.trainers.trajectories import record_trajectory, replayed, trajectory_likelihood, visited_states
+from rl4dlm.types import TrainBatch
 
 _UNIFORM_SHARE = 0.5  # of the probability under `surprisal`: bounds the weights
 
 
-class AGRPO(TrajectoryTrainer):
-    """The method as a `Trainer`; holds settings only."""
+@dataclass(frozen=True)
+class CountedTrajectories(TrajectoryRecord):
+    """Recorded trajectories, and how many states each has."""
 
-    def __init__(self, config: AGRPOConfig, setting: Setting | None = None) -> None:
-        super().__init__(config, setting)
-        self.needs_old = config.ratio_against == "update"
+    num_steps: np.ndarray
+    """int64 `[batch]`: n."""
 
-    def extra(
-        self,
-        rollouts: Sequence[Rollout],
-        reward: np.ndarray,
-        group: np.ndarray,
-        step_rewards: Sequence[np.ndarray] | None,
-    ) -> tuple[dict[str, np.ndarray], Metrics]:
-        """The recorded trajectories, and how many states each has."""
-        arrays, metrics = super().extra(rollouts, reward, group, step_rewards)
-        trainable = self.action_mask(rollouts)
-        whole = Trajectories(arrays["step_map"], arrays["drawn"], trainable, arrays["block"])
-        return {**arrays, "num_steps": count_states(whole, self.shrink)}, metrics
 
-    def num_states(self, batch: TrainBatch) -> np.ndarray:
-        """M, or all of a shorter trajectory."""
-        return np.minimum(batch.extra["num_steps"], self.config.num_steps)
+def agrpo(config: AGRPOConfig, setting: Setting) -> Method[AGRPOConfig]:
+    """M of the visited states in each pass, whose tokens stand for all; the loss by `tokens.py`."""
+    share = over_steps if config.aggregation == "over_steps" else aggregated(config.aggregation)
+    objective = ClippedTokens(config, share, kl_times_ratio=True)
+    return Method(
+        config,
+        setting,
+        trajectory_likelihood(setting, sampled_states(config)),
+        objective if config.needs_old else against_the_rollout(objective),
+        compared_in_group(config),
+        record=lambda usable: Recorded(_counted(usable, setting)),
+        replay=replayed(config, setting),
+    )
 
-    def states(self, batch: TrainBatch, rows: Sequence[int], inner: int) -> States:
-        """The pass's sample of the visited states."""
-        every = super().states(batch, rows, inner)
-        probability = self._probabilities(batch, list(rows), every)
-        uniform = state_uniform(torch.tensor(batch.seed[list(rows)]), 1, inner)[:, 0].tolist()
+
+def against_the_rollout(objective: ClippedTokens) -> Objective:
+    """The objective with ratios to what the sampler recorded."""
+
+    def against(
+        value: Tensor, rows: BatchRows, old: Tensor | None, ref: Tensor | None, step: StepSize
+    ) -> Loss:
+        return objective(value, rows, rows.tensor(rows.recorded(DrawnTokens).rollout_logp), ref, step)
+
+    return against
+
+
+def over_steps(rows: BatchRows, step: StepSize) -> Tensor:
+    """1/n per token, mean over completions."""
+    steps = rows.tensor(rows.recorded(CountedTrajectories).num_steps)
+    return rows.stands_for / (step.num_rows * steps.clamp(min=1)[:, None])
+
+
+def _counted(usable: UsableRollouts, setting: Setting) -> CountedTrajectories:
+    record = record_trajectory(usable, setting)
+    number = count_states(record.trajectories(usable.actions), 1)
+    return CountedTrajectories(record.rollout_logp, record.step_map, record.drawn, record.block, number)
+
+
+def sampled_states(config: AGRPOConfig) -> StatePlan:
+    """The pass's sample of the visited states: M, or all of a shorter trajectory."""
+    every_state = visited_states(1).make
+
+    def count(batch: TrainBatch) -> np.ndarray:
+        return np.minimum(batch.recorded(CountedTrajectories).num_steps, config.num_steps)
+
+    def make(batch: TrainBatch, rows: list[int], inner: int) -> States:
+        every = every_state(batch, rows, inner)
+        probability = _probabilities(config, batch, rows, every)
+        uniform = state_uniform(torch.tensor(batch.seed[rows]), 1, inner)[:, 0].tolist()
         keep: np.ndarray = np.zeros(len(every), dtype=bool)
         number: np.ndarray = np.zeros(len(every), dtype=np.int64)
         for index, start in enumerate(uniform):
@@ -74,35 +112,19 @@ class AGRPO(TrajectoryTrainer):
         numbered = replace(every, number=torch.from_numpy(number), stands_for=stands_for)
         return numbered.take(torch.from_numpy(keep))
 
-    def _probabilities(self, batch: TrainBatch, rows: list[int], every: States) -> np.ndarray:
-        """Probability that each state is sampled, float64 `[states]`."""
-        row = every.row.numpy()
-        size: np.ndarray = np.ones(len(every))
-        if self.config.step_sampling == "surprisal":
-            recorded = batch.extra["rollout_logp"][np.array(rows)[row]]
-            size = (-recorded * every.target.numpy()).sum(1, dtype=np.float64)
-            mean = (np.bincount(row, weights=size) / np.maximum(np.bincount(row), 1))[row]
-            # A certain row (mean 0) is sampled uniformly.
-            size = np.where(mean > 0, (1 - _UNIFORM_SHARE) * size + _UNIFORM_SHARE * mean, 1.0)
-        for index in np.unique(row):
-            size[row == index] = inclusion_probabilities(size[row == index], self.config.num_steps)
-        return size
+    return StatePlan(count, make)
 
-    def weights(self, rows: Rows, step: StepSize) -> Tensor:
-        """`over_steps`: 1/n per token, mean over completions."""
-        if self.config.aggregation != "over_steps":
-            return super().weights(rows, step)
-        return rows.stands_for / (step.num_rows * rows.extra["num_steps"].clamp(min=1)[:, None])
 
-    def objective(
-        self, value: Tensor, rows: Rows, old: Tensor | None, ref: Tensor | None, step: StepSize
-    ) -> tuple[Tensor, Metrics]:
-        """See `StateTrainer.objective`."""
-        if self.config.ratio_against == "rollout":
-            old = rows.extra["rollout_logp"]
-        return super().objective(value, rows, old, ref, step)
-
-    def _kl(self, value: Tensor, ref: Tensor | None, live: Tensor, log_ratio: Tensor) -> Tensor:
-        """KL to the reference per token, weighted by the ratio: its expectation is under the policy."""
-        clamp = self.config.log_ratio_clamp
-        return super()._kl(value, ref, live, log_ratio) * log_ratio.clamp(-clamp, clamp).exp()
+def _probabilities(config: AGRPOConfig, batch: TrainBatch, rows: list[int], every: States) -> np.ndarray:
+    """Probability that each state is sampled, float64 `[states]`."""
+    row = every.row.numpy()
+    size: np.ndarray = np.ones(len(every))
+    if config.step_sampling == "surprisal":
+        recorded = batch.recorded(DrawnTokens).rollout_logp[np.array(rows)[row]]
+        size = (-recorded * every.target.numpy()).sum(1, dtype=np.float64)
+        mean = (np.bincount(row, weights=size) / np.maximum(np.bincount(row), 1))[row]
+        # A certain row (mean 0) is sampled uniformly.
+        size = np.where(mean > 0, (1 - _UNIFORM_SHARE) * size + _UNIFORM_SHARE * mean, 1.0)
+    for index in np.unique(row):
+        size[row == index] = inclusion_probabilities(size[row == index], config.num_steps)
+    return size

@@ -13,42 +13,34 @@ group's mean (`baseline: loo` is the released code).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from rl4dlm.diffusion.masking import bernoulli_masks, state_uniform
 from rl4dlm.likelihood.states import States, rectangle
-from rl4dlm.trainers.token_trainer import TokenTrainer
+from rl4dlm.recipe.algorithms import CoupledGRPOConfig, TokenLevel
+from rl4dlm.trainers.elbo_states import same_number
+from rl4dlm.trainers.method import Method, Setting, StatePlan
+from rl4dlm.trainers.tokens import token_method
 from rl4dlm.types import TrainBatch
 
 _MEAN_WEIGHT = 1.5
 
 
-class CoupledGRPO(TokenTrainer):
-    """The method as a `Trainer`; holds settings only."""
+def coupled_grpo(config: CoupledGRPOConfig, setting: Setting) -> Method[TokenLevel]:
+    """lhat_i from the three views, rho and loss by `tokens.py`."""
 
-    def num_states(self, batch: TrainBatch) -> np.ndarray:
-        """V0, V1 and V2 of every row."""
-        return np.full(len(batch), 3)
-
-    def states(self, batch: TrainBatch, rows: Sequence[int], inner: int) -> States:
-        """The three views."""
-        index = list(rows)
-        action = torch.from_numpy(batch.loss_mask[index])[:, None]
-        rate = self._rates(batch, index, inner)
-        hidden = coupled_masks(torch.tensor(batch.seed[index]), rate, action.shape[-1], inner)
+    def views(batch: TrainBatch, rows: list[int], inner: int) -> States:
+        action, seed = torch.from_numpy(batch.loss_mask[rows])[:, None], torch.tensor(batch.seed[rows])
+        low, high = config.min_rate, config.max_rate
+        rate = low + (high - low) * state_uniform(seed, 1, inner)  # t of each row, [rows, 1]
+        hidden = coupled_masks(seed, rate, action.shape[-1], inner)
         weight = torch.cat((torch.ones_like(rate), 1 / rate, 1 / (1 - rate)), dim=1)[..., None] / 2
-        if self.config.calibrate:
+        if config.calibrate:
             weight = weight / _MEAN_WEIGHT
         return rectangle(hidden, weight, target=hidden & action)
 
-    def _rates(self, batch: TrainBatch, rows: list[int], inner: int) -> Tensor:
-        """t of each row, float64 `[rows, 1]`."""
-        low, high = self.config.min_rate, self.config.max_rate
-        return low + (high - low) * state_uniform(torch.tensor(batch.seed[rows]), 1, inner)
+    return token_method(config, setting, StatePlan(same_number(3), views))
 
 
 def coupled_masks(seed: Tensor, rate: Tensor, completion: int, inner: int) -> Tensor:

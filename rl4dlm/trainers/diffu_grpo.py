@@ -9,27 +9,12 @@ masks come from row seeds, so old and current policy see the same; old values ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from rl4dlm.likelihood.one_step import one_step_states
-from rl4dlm.likelihood.states import States
-from rl4dlm.trainers.token_trainer import TokenTrainer
-from rl4dlm.types import TrainBatch
+from rl4dlm.recipe.algorithms import DiffuGRPOConfig, TokenLevel
+from rl4dlm.trainers.method import Method, Setting
+from rl4dlm.trainers.one_step import hidden_canvas
+from rl4dlm.trainers.tokens import token_method
 
 
-class DiffuGRPO(TokenTrainer):
-    """The method as a `Trainer`; holds settings only."""
-
-    def num_states(self, batch: TrainBatch) -> np.ndarray:
-        """One for every row."""
-        return np.ones(len(batch), dtype=np.int64)
-
-    def states(self, batch: TrainBatch, rows: Sequence[int], inner: int) -> States:
-        """The whole canvas hidden; actions are scored."""
-        rows = list(rows)
-        lengths = [len(batch.prompt_ids[row]) for row in rows]
-        return one_step_states(
-            batch.seed[rows], batch.loss_mask[rows], lengths, inner, self.config.p_mask_prompt
-        )
+def diffu_grpo(config: DiffuGRPOConfig, setting: Setting) -> Method[TokenLevel]:
+    """l_i from the hidden canvas (`likelihood/one_step.py`), rho and loss by `tokens.py`."""
+    return token_method(config, setting, hidden_canvas(config.p_mask_prompt))

@@ -12,58 +12,45 @@ that meet on a device. Not covered: its `reduce_var`, which the code ignores too
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from torch import Tensor
 
-from rl4dlm.likelihood.elbo import Strata, plan_coupled
+from rl4dlm.likelihood.coupled import Strata, plan_coupled
 from rl4dlm.likelihood.states import States
 from rl4dlm.loss.kl import KL_ESTIMATORS
-from rl4dlm.trainers.base import Metrics
-from rl4dlm.trainers.sequence_trainer import SequenceTrainer
-from rl4dlm.types import Rollout, TrainBatch
+from rl4dlm.recipe.algorithms import ESPOConfig, SequenceLevel
+from rl4dlm.trainers.elbo_states import model_blocks, same_number
+from rl4dlm.trainers.method import Method, Recorded, Setting, StatePlan, UsableRollouts
+from rl4dlm.trainers.sequence import KL, sequence_method
+from rl4dlm.types import TrainBatch
 
 
-class ESPO(SequenceTrainer):
-    """The method as a `Trainer`; holds settings only.
+def espo(config: ESPOConfig, setting: Setting) -> Method[SequenceLevel]:
+    """Lhat from pairs of complementary masks, rho and loss by `sequence.py`."""
 
-    Example: `ESPO(ESPOConfig(num_masks=2))`.
-    """
+    def make(batch: TrainBatch, rows: list[int], inner: int) -> States:
+        strata, blocks = batch.recorded(Strata).take(rows), model_blocks(batch, rows, setting.spec)
+        seed, actions = batch.seed[rows], batch.loss_mask[rows]
+        return plan_coupled(seed, actions, inner, config.num_masks, strata, blocks).states()
 
-    def extra(
-        self,
-        rollouts: Sequence[Rollout],
-        reward: np.ndarray,
-        group: np.ndarray,
-        step_rewards: Sequence[np.ndarray] | None,
-    ) -> tuple[dict[str, np.ndarray], Metrics]:
-        """The place of every row in the stratified draw of counts that the batch shares."""
-        place = np.arange(len(rollouts))
-        root = np.full(len(rollouts), rollouts[0].seed, dtype=np.int64)
-        return {"strata_root": root, "strata_share": place / len(rollouts)}, {}
+    states = StatePlan(same_number(2 * config.num_masks), make)
+    return sequence_method(config, setting, states, kl=kl_of_sequences(config), record=shared_strata)
 
-    def num_states(self, batch: TrainBatch) -> np.ndarray:
-        """Two for every pair."""
-        return np.full(len(batch), 2 * self.config.num_masks)
 
-    def states(self, batch: TrainBatch, rows: Sequence[int], inner: int) -> States:
-        """The pairs of complementary masks, from the rows' seeds."""
-        rows = list(rows)
-        strata = Strata(batch.extra["strata_root"][rows], batch.extra["strata_share"][rows])
-        plan = plan_coupled(
-            batch.seed[rows],
-            batch.loss_mask[rows],
-            inner,
-            self.config.num_masks,
-            strata,
-            self.blocks(batch, rows),
-        )
-        return plan.states()
+def shared_strata(usable: UsableRollouts) -> Recorded:
+    """The place of every row in the stratified draw of counts that the batch shares."""
+    size = len(usable.rollouts)
+    root = np.full(size, usable.rollouts[0].seed, dtype=np.int64)
+    return Recorded(Strata(root, np.arange(size) / size))
 
-    def kl(self, value: Tensor, ref: Tensor, length: Tensor) -> Tensor:
-        """KL of the whole sequence, divided by its length; only k3 needs its exponent bounded."""
-        difference, clamp = value - ref, self.config.log_ratio_clamp
-        if self.config.kl_estimator == "k3":
+
+def kl_of_sequences(config: ESPOConfig) -> KL:
+    """KL of the whole sequence, divided by its length; only k3 needs its exponent bounded."""
+
+    def kl(value: Tensor, ref: Tensor, length: Tensor) -> Tensor:
+        difference, clamp = value - ref, config.log_ratio_clamp
+        if config.kl_estimator == "k3":
             difference = difference.clamp(-clamp, clamp)
-        return KL_ESTIMATORS[self.config.kl_estimator](difference) / length
+        return KL_ESTIMATORS[config.kl_estimator](difference) / length
+
+    return kl

@@ -12,8 +12,21 @@ sequences as its blocks have tokens.
 
 from __future__ import annotations
 
-from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
+from rl4dlm.recipe.algorithms import JustGRPOConfig, TokenLevel
+from rl4dlm.trainers.credit import compared_in_group
+from rl4dlm.trainers.method import Method, Setting
+from rl4dlm.trainers.tokens import ClippedTokens, aggregated, recorder
+from rl4dlm.trainers.trajectories import replayed, trajectory_likelihood
 
 
-class JustGRPO(TrajectoryTrainer):
-    """The method as a `Trainer`; holds settings only."""
+def just_grpo(config: JustGRPOConfig, setting: Setting) -> Method[TokenLevel]:
+    """l_j in the states that the sampler visited one token after the other; rho and loss by `tokens.py`."""
+    return Method(
+        config,
+        setting,
+        trajectory_likelihood(setting),
+        ClippedTokens(config, aggregated(config.aggregation)),
+        compared_in_group(config),
+        record=recorder(setting),
+        replay=replayed(config, setting),
+    )

@@ -17,7 +17,7 @@ per prompt group; a completion that ends early keeps its last reward in the step
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,126 +26,129 @@ from torch import Tensor
 from rl4dlm.advantage.stepwise import StepChoice, choose_steps
 from rl4dlm.likelihood.predictions import VisitedStates, inverse_mask_rate, prediction_weights
 from rl4dlm.likelihood.states import States, rectangle
+from rl4dlm.likelihood.trajectory import DrawnTokens
 from rl4dlm.recipe.algorithms import MDPOConfig
 from rl4dlm.rollout.partial import predicted_texts, rewarded_steps
-from rl4dlm.trainers.base import Metrics, MicroBatch, Replay, Setting, StepSize
-from rl4dlm.trainers.state_trainer import Rows, place_states
-from rl4dlm.trainers.token_trainer import ADVANTAGE, TokenTrainer
-from rl4dlm.types import Rollout, RolloutGroup, TrainBatch, flatten
+from rl4dlm.trainers.credit import compared_in_group
+from rl4dlm.trainers.estimates import TokenLogp, in_places
+from rl4dlm.trainers.method import (
+    BatchRows,
+    Likelihood,
+    Method,
+    Metrics,
+    Recorded,
+    Setting,
+    StatePlan,
+    StepSize,
+    UsableRollouts,
+)
+from rl4dlm.trainers.tokens import ClippedTokens
+from rl4dlm.types import Rollout, TrainBatch
 
 
-class MDPO(TokenTrainer):
-    """The method as a `Trainer`; its estimate is `[rows, K, completion]`, nats per predicted token."""
+@dataclass(frozen=True)
+class ChosenSteps(DrawnTokens):
+    """The chosen states, what was predicted there, and its weights; arrays `[batch, K, completion]`."""
 
-    scores_steps = True
-    separable = True
+    canvas: np.ndarray
+    prediction: np.ndarray
+    target: np.ndarray
+    token_weight: np.ndarray
+    """c_ij / |S_i|, over the chosen steps."""
+    step_share: np.ndarray
+    """`[batch, K]`: each step's share in the row's mean; 0 where a row has no such step."""
 
-    def __init__(self, config: MDPOConfig, setting: Setting | None = None) -> None:
-        super().__init__(config, setting)
-        # Greedy rollouts are recorded at temperature 1.
-        self.temperature = self.setting.temperature or 1.0
 
-    @property
-    def replay(self) -> Replay | None:
-        """The predictions' own log-probabilities: recorded ones are of the same states and tokens."""
-        corrects = self.config.importance_correction != "none"
-        return Replay(self, self.config.importance_cap) if corrects else None
+def mdpo(config: MDPOConfig, setting: Setting) -> Method[MDPOConfig]:
+    """The K most informative steps of every group; the estimate is `[rows, K, completion]`, nats per
+    predicted token; the loss by `tokens.py`."""
+    estimate = in_places(config.sample_train_steps, separable=True, judged_in_states=True)
+    score = TokenLogp(setting.spec, setting.law_temperature)
+    likelihood = Likelihood(chosen_states(setting), estimate, score)
 
-    def partial_decodes(self, groups: Sequence[RolloutGroup]) -> list[list[np.ndarray]]:
+    def rewarded(rollout: Rollout) -> np.ndarray:
+        return rewarded_steps(rollout.num_steps, config.reward_stride)
+
+    def predicted(rollout: Rollout) -> list[np.ndarray]:
         """The predicted answers of every `reward_stride`-th step and of the last."""
-        return [predicted_texts(row, self._rewarded(row), self.setting.spec) for row in flatten(groups)]
+        return predicted_texts(rollout, rewarded(rollout), setting.spec)
 
-    def extra(
-        self,
-        rollouts: Sequence[Rollout],
-        reward: np.ndarray,
-        group: np.ndarray,
-        step_rewards: Sequence[np.ndarray] | None,
-    ) -> tuple[dict[str, np.ndarray], Metrics]:
-        """The chosen states with their predictions, confidences, advantages and shares."""
-        assert step_rewards is not None, "MDPO needs the rewards of partial decodes"
-        choice = choose_steps(
-            step_rewards,
-            group,
-            self.config.sample_train_steps,
-            self.config.adv_kind,
-            scale_rewards=self.config.scale_rewards,
-            baseline=self.config.baseline,
-            keep_zero=self.needs_reference,
-        )
-        visited, mask_id = self._visited(rollouts, choice), self.setting.spec.mask_id
-        rate = inverse_mask_rate(visited, mask_id) if self.config.lambda_mode == "inv_mask_frac" else 1.0
-        confident = self.config.token_weights == "confidence"
-        arrays = {
-            "canvas": visited.canvas,
-            "prediction": visited.prediction,
-            "target": visited.target,
-            "rollout_logp": visited.logp,
-            "step_share": choice.share,
-            "token_weight": choice.share[..., None] * prediction_weights(visited, by_confidence=confident),
-            # The clipped objective is linear in the advantage's size, so lambda may ride on it.
-            ADVANTAGE: (choice.advantage * rate)[..., None].astype(np.float32),
-        }
-        return arrays, _step_metrics(step_rewards, choice, visited)
+    return Method(
+        config,
+        setting,
+        likelihood,
+        ClippedTokens(config, over_predictions),
+        compared_in_group(config, decodes=predicted, decoded_steps=rewarded),
+        record=lambda usable: chosen_steps(usable, config, setting),
+        # The predictions' own log-probabilities: recorded ones are of the same states and tokens.
+        replay=None if config.importance_bound is None else likelihood,
+    )
 
-    def rewards_by_step(
-        self, groups: Sequence[RolloutGroup], step_rewards: Sequence[np.ndarray]
-    ) -> list[np.ndarray] | None:
-        """At the verified steps."""
-        by_step = []
-        for rollout, rewards in zip(flatten(groups), step_rewards, strict=True):
-            row: np.ndarray = np.full(rollout.num_steps, np.nan, dtype=np.float32)
-            row[self._rewarded(rollout)] = rewards
-            by_step.append(row)
-        return by_step
 
-    def _rewarded(self, rollout: Rollout) -> np.ndarray:
-        return rewarded_steps(rollout.num_steps, self.config.reward_stride)
+def over_predictions(rows: BatchRows, step: StepSize) -> Tensor:
+    """c_ij / |S_i|, over the chosen steps and the completions."""
+    return rows.live * rows.tensor(rows.recorded(ChosenSteps).token_weight) / step.num_rows
 
-    def _visited(self, rollouts: Sequence[Rollout], choice: StepChoice) -> VisitedStates:
-        visited = VisitedStates.empty(*choice.step.shape, len(rollouts[0].completion_ids))
-        for row, place in zip(*np.nonzero(choice.share), strict=True):
-            rollout = rollouts[row]
-            step = int(self._rewarded(rollout)[choice.step[row, place]])
-            beyond, mask_id = self.config.train_beyond_block, self.setting.spec.mask_id
-            visited.write((row, place), rollout, step, mask_id, beyond)
-        return visited
 
-    def num_states(self, batch: TrainBatch) -> np.ndarray:
-        """The chosen steps that each row took."""
-        return (batch.extra["step_share"] > 0).sum(1)
+def chosen_states(setting: Setting) -> StatePlan:
+    """The chosen states as they were visited, the same in every pass; the loss is a sum over predictions."""
+    mask_id = setting.spec.mask_id
 
-    def has_loss(self, batch: TrainBatch) -> np.ndarray:
-        """Rows with a step whose advantage is not 0, or that a KL term is felt at."""
-        return self.num_states(batch) > 0
+    def count(batch: TrainBatch) -> np.ndarray:
+        return (batch.recorded(ChosenSteps).step_share > 0).sum(1)
 
-    def step_size(self, batch: TrainBatch, rows: Sequence[int] | np.ndarray) -> StepSize:
-        """Tokens are predictions of chosen steps."""
-        targets = batch.extra["target"][np.asarray(rows, dtype=np.int64)].sum()
-        num_tokens = max(1.0, float(targets))
-        return replace(super().step_size(batch, rows), num_tokens=num_tokens, num_counted_tokens=num_tokens)
+    def predictions(batch: TrainBatch) -> np.ndarray:
+        return batch.recorded(ChosenSteps).target.sum((1, 2))
 
-    def states(self, batch: TrainBatch, rows: Sequence[int], inner: int) -> States:
-        """The chosen states as they were visited, the same in every pass."""
-        names = ("canvas", "prediction", "target", "step_share")
-        canvas, label, target, share = (torch.from_numpy(batch.extra[name][list(rows)]) for name in names)
-        masked = canvas == self.setting.spec.mask_id
-        states = rectangle(masked, target.double(), target=target, canvas=canvas.long(), label=label.long())
+    def make(batch: TrainBatch, rows: list[int], inner: int) -> States:
+        chosen = batch.recorded(ChosenSteps).take(rows)
+        canvas, target = torch.from_numpy(chosen.canvas), torch.from_numpy(chosen.target)
+        label, share = torch.from_numpy(chosen.prediction).long(), torch.from_numpy(chosen.step_share)
+        masked = canvas == mask_id
+        states = rectangle(masked, target.double(), target=target, canvas=canvas.long(), label=label)
         return states.take((share > 0).flatten())
 
-    def combine(self, logp: Tensor, states: States, num_rows: int) -> Tensor:
-        """Every state's own log-probabilities, `[rows, K, completion]`."""
-        return place_states(logp, states, num_rows, self.config.sample_train_steps)
+    return StatePlan(count, make, tokens=predictions)
 
-    def weights(self, rows: Rows, step: StepSize) -> Tensor:
-        """c_ij / |S_i|, over the chosen steps and the completions."""
-        return rows.live * rows.extra["token_weight"] / step.num_rows
 
-    def _rows(self, batch: TrainBatch, micro: MicroBatch, states: States, value: Tensor, inner: int) -> Rows:
-        """Judged are the targets of this pass, each in its state: `[rows, K, completion]`."""
-        live = self.combine(states.target.to(value), states, len(micro.rows)) > 0
-        rows = super()._rows(batch, micro, states, value, inner)
-        return replace(rows, live=live, stands_for=live.to(value))
+def chosen_steps(usable: UsableRollouts, config: MDPOConfig, setting: Setting) -> Recorded:
+    """The chosen states with their predictions, confidences, advantages and shares."""
+    assert usable.step_rewards is not None, "MDPO needs the rewards of partial decodes"
+    choice = choose_steps(
+        usable.step_rewards,
+        usable.group,
+        config.sample_train_steps,
+        config.adv_kind,
+        scale_rewards=config.scale_rewards,
+        baseline=config.baseline,
+        keep_zero=config.keeps_reference,
+    )
+    visited, mask_id = _visited(usable.rollouts, choice, config, setting), setting.spec.mask_id
+    rate = inverse_mask_rate(visited, mask_id) if config.lambda_mode == "inv_mask_frac" else 1.0
+    confident = prediction_weights(visited, by_confidence=config.weighs_by_confidence)
+    record = ChosenSteps(
+        rollout_logp=visited.logp,
+        canvas=visited.canvas,
+        prediction=visited.prediction,
+        target=visited.target,
+        token_weight=choice.share[..., None] * confident,
+        step_share=choice.share,
+    )
+    # The clipped objective is linear in the advantage's size, so lambda may ride on it.
+    advantage = (choice.advantage * rate)[..., None].astype(np.float32)
+    return Recorded(record, advantage, _step_metrics(usable.step_rewards, choice, visited))
+
+
+def _visited(
+    rollouts: Sequence[Rollout], choice: StepChoice, config: MDPOConfig, setting: Setting
+) -> VisitedStates:
+    visited = VisitedStates.empty(*choice.step.shape, len(rollouts[0].completion_ids))
+    for row, place in zip(*np.nonzero(choice.share), strict=True):
+        rollout = rollouts[row]
+        steps = rewarded_steps(rollout.num_steps, config.reward_stride)
+        step, beyond = int(steps[choice.step[row, place]]), config.train_beyond_block
+        visited.write((row, place), rollout, step, setting.spec.mask_id, beyond)
+    return visited
 
 
 def _step_metrics(step_rewards: Sequence[np.ndarray], choice: StepChoice, visited: VisitedStates) -> Metrics:

@@ -25,7 +25,7 @@ from rl4dlm.likelihood.packing import split_by_tokens
 from rl4dlm.likelihood.states import StateInputs, state_inputs
 from rl4dlm.loss.reduce import mean_over_rows
 from rl4dlm.recipe.objectives import ObjectiveConfig
-from rl4dlm.trainers.base import Metrics
+from rl4dlm.trainers.method import Metrics
 from rl4dlm.trainers.sft_states import RowsAtHand, SFTStates, sft_states
 from rl4dlm.types import Denoiser, DenoiserSpec
 

@@ -18,7 +18,7 @@ from rl4dlm.recipe.objectives import (
     default_objective,
 )
 from rl4dlm.recipe.sections import RolloutConfig
-from rl4dlm.trainers.base import Metrics
+from rl4dlm.trainers.method import Metrics
 from rl4dlm.trainers.sft import SFTBatch, SFTPlan, sft_batch
 from rl4dlm.types import DenoiserSpec
 

@@ -7,6 +7,9 @@ Values are read in the very states in which tokens were drawn, so returns and ad
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,75 +18,98 @@ from rl4dlm.advantage.gae import TraceAdvantage, trace_gae
 from rl4dlm.likelihood.states import States, state_values
 from rl4dlm.loss.value import clipped_value_error
 from rl4dlm.recipe.algorithms import TraceRLConfig, ValueConfig
-from rl4dlm.trainers.base import Metrics, MicroBatch, Replay, Setting, StepSize
-from rl4dlm.trainers.state_trainer import Rows, stack_metrics
-from rl4dlm.trainers.tracerl import TOKEN_REWARD, enlarged, with_blocks
-from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
+from rl4dlm.trainers.estimates import ONE_STATE_EACH, TokenLogp, with_blocks
+from rl4dlm.trainers.method import BatchRows, Credit, Likelihood, Loss, Method, Objective, Setting, StepSize
+from rl4dlm.trainers.tracerl import RewardedTrajectories, enlarged
+from rl4dlm.trainers.trajectories import trajectories_of, visited_states
 from rl4dlm.types import Denoiser, TrainBatch
 
-RETURN, OLD_VALUE = "token_return", "old_value"
-"""Names in `TrainBatch.extra`, `[batch, completion]` each."""
+
+@dataclass(frozen=True)
+class JudgedTrajectories(RewardedTrajectories):
+    """Trajectories with the returns and the values of their tokens before the update, `[batch,
+    completion]`."""
+
+    token_return: np.ndarray
+    old_value: np.ndarray
 
 
-class TraceValue(TrajectoryTrainer):
-    """The value model's own method; its "denoiser" is the value model."""
+def judged(batch: TrainBatch, token_return: np.ndarray, old_value: np.ndarray) -> TrainBatch:
+    """The batch that the value model learns from."""
+    record = batch.recorded(RewardedTrajectories)
+    known = [getattr(record, item.name) for item in fields(record)]
+    return replace(batch, record=JudgedTrajectories(*known, token_return, old_value))
 
-    needs_old = False  # the clip is around values in the batch
 
-    def __init__(self, config: TraceRLConfig, value: ValueConfig, setting: Setting | None = None) -> None:
-        super().__init__(config, enlarged(config, setting or Setting()), shrink=config.shrink)
-        self.value = value
-        self.num_iterations = value.num_iterations
-        self.needs_reference = False
+@dataclass(frozen=True)
+class TraceValue:
+    """A value model's part in a run: what it learns by, and what its values are worth."""
 
-    @property
-    def replay(self) -> Replay | None:
-        """Values are not weighed by importance."""
-        return None
+    learns: Method[ValueConfig]
+    """Its own method; its "denoiser" is the value model."""
+    value: ValueConfig
+    credit: Callable[[TrainBatch, int, np.ndarray], TraceAdvantage]
+    """(batch, row, values `[completion]` of the row's tokens before the update): returns and advantages."""
 
-    def has_loss(self, batch: TrainBatch) -> np.ndarray:
-        """Every completion teaches its value."""
-        return np.ones(len(batch), dtype=bool)
 
-    def credit(self, batch: TrainBatch, row: int, value: np.ndarray) -> TraceAdvantage:
-        """Returns and advantages of a row.
+def trace_value(config: TraceRLConfig, value: ValueConfig, setting: Setting) -> TraceValue:
+    """The value model of TraceRL, on the states that the policy's method scores."""
 
-        Args:
-            value: float `[completion]`, of the row's tokens before the update.
-        """
+    def credit(batch: TrainBatch, row: int, values: np.ndarray) -> TraceAdvantage:
         return trace_gae(
-            batch.extra[TOKEN_REWARD][row],
-            value,
-            self.trajectories(batch, [row]).row_steps(0, self.shrink),
+            batch.recorded(RewardedTrajectories).token_reward[row],
+            values,
+            trajectories_of(batch, [row]).row_steps(0, config.shrink),
             batch.loss_mask[row],
-            gamma=self.value.gamma,
-            lam=self.value.lam,
+            gamma=value.gamma,
+            lam=value.lam,
         )
 
-    def score(self, denoiser: Denoiser, batch: TrainBatch, micro: MicroBatch, states: States) -> Tensor:
-        """Values at the targets, `[states, completion]`."""
-        rows = list(micro.rows)
+    setting = enlarged(config, setting)
+    score = Values(setting.spec, block_length=setting.spec.block_length if config.enlarge else None)
+    likelihood = Likelihood(visited_states(config.shrink), ONE_STATE_EACH, score)
+    learns = Method(value, setting, likelihood, clipped_regression(value), Credit(_no_advantages))
+    return TraceValue(learns, value, credit)
+
+
+@dataclass(frozen=True)
+class Values(TokenLogp):
+    """Values at the targets, `[states, completion]`, in place of log-probabilities."""
+
+    def __call__(self, denoiser: Denoiser, batch: TrainBatch, rows: list[int], states: States) -> Tensor:
+        """See `Score`."""
         prompts = [batch.prompt_ids[row] for row in rows]
-        model = with_blocks(denoiser, self.setting.spec)
-        return state_values(model, prompts, batch.completion_ids[rows], states)
+        return state_values(
+            with_blocks(denoiser, self.block_length), prompts, batch.completion_ids[rows], states
+        )
+
+
+def clipped_regression(value: ValueConfig) -> Objective:
+    """The loss of values `[rows, completion]`: the clip is around values in the batch."""
 
     def objective(
-        self, value: Tensor, rows: Rows, old: Tensor | None, ref: Tensor | None, step: StepSize
-    ) -> tuple[Tensor, Metrics]:
-        """See `StateTrainer.objective`."""
-        returns, before = rows.extra[RETURN], rows.extra[OLD_VALUE]
-        error = clipped_value_error(value, before, returns, clip=self.value.epsilon)
+        found: Tensor, rows: BatchRows, old: Tensor | None, ref: Tensor | None, step: StepSize
+    ) -> Loss:
+        known = rows.recorded(JudgedTrajectories)
+        returns, before = rows.tensor(known.token_return), rows.tensor(known.old_value)
+        error = clipped_value_error(found, before, returns, clip=value.epsilon)
 
         def mean(values: Tensor) -> Tensor:
             return torch.where(rows.live, values, torch.zeros_like(values)).sum() / step.num_tokens
 
         loss, residual = mean(error), returns - before
-        metrics = {
+        return loss, {
             "value/loss": loss,
-            "value/mean": mean(value),
+            "value/mean": mean(found),
             "value/return/mean": mean(returns),
             "value/return/mean_square": mean(returns.square()),
             "value/error/mean": mean(residual),
             "value/error/mean_square": mean(residual.square()),
         }
-        return loss, stack_metrics(metrics)
+
+    return objective
+
+
+def _no_advantages(reward: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Values learn from returns alone."""
+    return np.zeros(len(reward), dtype=np.float32)

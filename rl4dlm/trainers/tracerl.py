@@ -12,7 +12,7 @@ terminal blocks kept whole, trajectories as token ids, the rollout's temperature
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,126 +22,133 @@ from rl4dlm.advantage.gae import place_on_last_step
 from rl4dlm.advantage.group import group_means
 from rl4dlm.advantage.process import chunk_ends, compare_chunks, place_chunks
 from rl4dlm.errors import RecipeError
-from rl4dlm.likelihood.states import States, is_block_causal
-from rl4dlm.likelihood.trajectory import count_steps, shrink_steps
+from rl4dlm.likelihood.states import is_block_causal
+from rl4dlm.likelihood.trajectory import TrajectoryRecord, count_steps
 from rl4dlm.recipe.algorithms import TraceRLConfig
-from rl4dlm.trainers.base import Metrics, MicroBatch, Setting, StepSize
-from rl4dlm.trainers.state_trainer import Rows, sum_states
-from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
-from rl4dlm.types import Denoiser, DenoiserSpec, Rollout, RolloutGroup, TrainBatch, flatten
+from rl4dlm.trainers.credit import compared_in_group
+from rl4dlm.trainers.estimates import ONE_STATE_EACH, TokenLogp, sum_states
+from rl4dlm.trainers.method import (
+    BatchRows,
+    Credit,
+    Likelihood,
+    Method,
+    Recorded,
+    Setting,
+    StatePlan,
+    StepSize,
+    UsableRollouts,
+)
+from rl4dlm.trainers.tokens import ClippedTokens, Share, aggregated
+from rl4dlm.trainers.trajectories import record_trajectory, replayed, trajectories_of, visited_states
+from rl4dlm.types import Rollout
 
-TOKEN_REWARD = "token_reward"
-"""Name in `TrainBatch.extra` of the reward of each token, `[batch, completion]`, for the value model."""
+
+@dataclass(frozen=True)
+class RewardedTrajectories(TrajectoryRecord):
+    """Recorded trajectories, and the reward of each token, for the value model."""
+
+    token_reward: np.ndarray
+    """float32 `[batch, completion]`."""
 
 
-class TraceRL(TrajectoryTrainer):
-    """The method as a `Trainer`; holds settings only.
+def tracerl(config: TraceRLConfig, setting: Setting) -> Method[TraceRLConfig]:
+    """The visited states, s steps at a time; rho and loss by `tokens.py`."""
+    setting = enlarged(config, setting)
+    temperature = setting.law_temperature if config.tempered else 1.0
+    score = TokenLogp(setting.spec, temperature, setting.spec.block_length if config.enlarge else None)
+    return Method(
+        config,
+        setting,
+        Likelihood(counted_states(config), ONE_STATE_EACH, score),
+        ClippedTokens(config, share_of(config.aggregation), config.trust_beta),
+        credit_of(config),
+        record=lambda usable: Recorded(_recorded(usable, config, setting)),
+        replay=replayed(config, setting),
+    )
 
-    Example: `TraceRL(TraceRLConfig(shrink=2), Setting(temperature=0.8, spec=denoiser.spec))`.
-    """
 
-    def __init__(self, config: TraceRLConfig, setting: Setting | None = None) -> None:
-        super().__init__(config, enlarged(config, setting or Setting()), shrink=config.shrink)
-        self.scores_steps = config.process_chunk is not None
-        if not config.tempered:
-            self.temperature = 1.0
+def counted_states(config: TraceRLConfig) -> StatePlan:
+    """The visited states. The paper's mean is over decoding steps of blocks, of which one state may hold
+    several."""
+    visited = visited_states(config.shrink)
+    if config.aggregation != "step_mean":
+        return visited
+    return replace(visited, units=lambda batch: count_steps(trajectories_of(batch), config.shrink))
 
-    def score(self, denoiser: Denoiser, batch: TrainBatch, micro: MicroBatch, states: States) -> Tensor:
-        """See `StateTrainer.score`; under enlargement with the longer blocks."""
-        return super().score(with_blocks(denoiser, self.setting.spec), batch, micro, states)
 
-    def keep(self, reward: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """Groups that are neither too hard nor too easy: mean reward within `accuracy_range`."""
-        if self.config.accuracy_range is None:
-            return super().keep(reward, group)
-        low, high = self.config.accuracy_range
+def share_of(aggregation: str) -> Share:
+    """Besides the shared aggregations `step_mean` (paper) and `state_mean` (released code)."""
+    named = {"step_mean": step_mean, "state_mean": state_mean}
+    return named[aggregation] if aggregation in named else aggregated(aggregation)
+
+
+def step_mean(rows: BatchRows, step: StepSize) -> Tensor:
+    """The mean over denoising steps of each one's mean."""
+    states = rows.states
+    share = states.target / _targets_of_block(rows).clamp(min=1)
+    return sum_states(share, states, len(rows.live)).to(rows.advantage) / step.num_units
+
+
+def state_mean(rows: BatchRows, step: StepSize) -> Tensor:
+    """The sum divided by states times canvas length."""
+    return rows.live.to(rows.advantage) / (rows.live.shape[1] * step.num_units)
+
+
+def _targets_of_block(rows: BatchRows) -> Tensor:
+    """Targets in the same block and state, at each position: `[states, completion]`."""
+    block = torch.from_numpy(rows.recorded(TrajectoryRecord).block)[rows.states.row]  # [states, completion]
+    counts = torch.zeros(len(block), int(block.max()) + 1, dtype=torch.float64)
+    counts = counts.scatter_add(1, block, rows.states.target.double())
+    return counts.gather(1, block)
+
+
+def credit_of(config: TraceRLConfig) -> Credit:
+    """z-scores within the group; groups that are too hard or too easy may be left out, overlong completions
+    may count as wrong, and with process rewards the text up to the end of each chunk is scored, too."""
+    span, margin = config.accuracy_range, config.overlong_margin
+
+    def neither_too_hard_nor_too_easy(reward: np.ndarray, group: np.ndarray) -> np.ndarray:
+        assert span is not None
         mean = group_means(reward, group)
-        return (mean >= low) & (mean <= high)
+        return (mean >= span[0]) & (mean <= span[1])
 
-    def adjust(self, rollouts: Sequence[Rollout], reward: np.ndarray) -> np.ndarray:
-        """Completions that end within `overlong_margin` tokens of the canvas's end count as wrong: 0."""
-        margin = self.config.overlong_margin
-        if margin is None:
-            return reward
+    def overlong_is_wrong(rollouts: Sequence[Rollout], reward: np.ndarray) -> np.ndarray:
+        assert margin is not None
         late = [row.completion_len > len(row.completion_ids) - margin for row in rollouts]
         return np.where(late, np.minimum(reward, 0.0), reward)
 
-    def partial_decodes(self, groups: Sequence[RolloutGroup]) -> list[list[np.ndarray]]:
-        """With process rewards: the text up to the end of each chunk."""
-        if not self.scores_steps:
-            return super().partial_decodes(groups)
-        return [[row.completion_ids[:end] for end in self._ends(row)] for row in flatten(groups)]
+    def texts(rollout: Rollout) -> list[np.ndarray]:
+        return [
+            rollout.completion_ids[:end] for end in chunk_ends(rollout.completion_len, config.process_chunk)
+        ]
 
-    def extra(
-        self,
-        rollouts: Sequence[Rollout],
-        reward: np.ndarray,
-        group: np.ndarray,
-        step_rewards: Sequence[np.ndarray] | None,
-    ) -> tuple[dict[str, np.ndarray], Metrics]:
-        """The trajectories, and under a value model the reward of each token."""
-        arrays, metrics = super().extra(rollouts, reward, group, step_rewards)
-        if self.config.value is None:
-            return arrays, metrics
-        placed = self._token_rewards(rollouts, reward, group, step_rewards, arrays)
-        return {**arrays, TOKEN_REWARD: placed}, metrics
+    return compared_in_group(
+        config,
+        keep=None if span is None else neither_too_hard_nor_too_easy,
+        adjust=None if margin is None else overlong_is_wrong,
+        decodes=texts if config.scores_steps else None,
+    )
 
-    def has_loss(self, batch: TrainBatch) -> np.ndarray:
-        """With a value model every token has an advantage of its own."""
-        return super().has_loss(batch) | (self.config.value is not None)
 
-    def step_size(self, batch: TrainBatch, rows: Sequence[int] | np.ndarray) -> StepSize:
-        """The paper's mean is over decoding steps of blocks, which one state may hold several of."""
-        size = super().step_size(batch, rows)
-        if self.config.aggregation != "step_mean":
-            return size
-        counts = count_steps(self.trajectories(batch, [int(row) for row in rows]), self.shrink)
-        return replace(size, num_units=max(1, int(counts.sum())))
-
-    def weights(self, rows: Rows, step: StepSize) -> Tensor:
-        """Besides the shared aggregations `step_mean` (paper) and `state_mean` (released code)."""
-        states = rows.states
-        if self.config.aggregation == "step_mean":
-            share = states.target / self._targets_of_block(rows).clamp(min=1)
-            return sum_states(share, states, len(rows.live)).to(rows.advantage) / step.num_units
-        if self.config.aggregation == "state_mean":
-            return rows.live.to(rows.advantage) / (rows.live.shape[1] * step.num_units)
-        return super().weights(rows, step)
-
-    def _targets_of_block(self, rows: Rows) -> Tensor:
-        """Targets in the same block and state, at each position: `[states, completion]`."""
-        block = rows.extra["block"].cpu()[rows.states.row]  # [states, completion]
-        counts = torch.zeros(len(block), int(block.max()) + 1, dtype=torch.float64)
-        counts = counts.scatter_add(1, block, rows.states.target.double())
-        return counts.gather(1, block)
-
-    def _ends(self, rollout: Rollout) -> list[int]:
-        return chunk_ends(rollout.completion_len, self.config.process_chunk)
-
-    def _token_rewards(
-        self,
-        rollouts: Sequence[Rollout],
-        reward: np.ndarray,
-        group: np.ndarray,
-        step_rewards: Sequence[np.ndarray] | None,
-        arrays: dict[str, np.ndarray],
-    ) -> np.ndarray:
-        """The compared reward on the tokens of the last step, or of every chunk's last step."""
-        actions = self.action_mask(rollouts)
-        compared = self.advantages(reward, group)
-        chunks = None
-        if step_rewards is not None:
-            chunks = compare_chunks(step_rewards, group, scale_rewards=self.config.scale_rewards)
-        placed: np.ndarray = np.zeros(actions.shape, dtype=np.float32)
-        for row, rollout in enumerate(rollouts):
-            steps = shrink_steps(
-                arrays["step_map"][row], arrays["drawn"][row], arrays["block"][row], self.shrink
-            )
-            if chunks is None:
-                placed[row] = place_on_last_step(compared[row], steps, actions[row])
-            else:
-                placed[row] = place_chunks(chunks[row], self._ends(rollout), steps, actions[row])
-        return placed
+def _recorded(usable: UsableRollouts, config: TraceRLConfig, setting: Setting) -> TrajectoryRecord:
+    """The trajectories, and under a value model the compared reward on the tokens of the last step, or of
+    every chunk's last step."""
+    record = record_trajectory(usable, setting)
+    if config.value is None:
+        return record
+    trajectories = record.trajectories(usable.actions)
+    chunks = None
+    if usable.step_rewards is not None:
+        chunks = compare_chunks(usable.step_rewards, usable.group, scale_rewards=config.scale_rewards)
+    placed: np.ndarray = np.zeros(usable.actions.shape, dtype=np.float32)
+    for row, rollout in enumerate(usable.rollouts):
+        steps, actions = trajectories.row_steps(row, config.shrink), usable.actions[row]
+        if chunks is None:
+            placed[row] = place_on_last_step(usable.advantage[row], steps, actions)
+        else:
+            ends = chunk_ends(rollout.completion_len, config.process_chunk)
+            placed[row] = place_chunks(chunks[row], ends, steps, actions)
+    return RewardedTrajectories(record.rollout_logp, record.step_map, record.drawn, record.block, placed)
 
 
 def enlarged(config: TraceRLConfig, setting: Setting) -> Setting:
@@ -160,10 +167,3 @@ def enlarged(config: TraceRLConfig, setting: Setting) -> Setting:
             "Fix: use a multiple of a block-causal model's block length, or leave algorithm.enlarge out."
         )
     return replace(setting, spec=replace(spec, block_length=longer))
-
-
-def with_blocks(denoiser: Denoiser, spec: DenoiserSpec) -> Denoiser:
-    """The model read with the block length of `spec`: states say who attends to whom."""
-    if denoiser.spec.block_length == spec.block_length:
-        return denoiser
-    return replace(denoiser, spec=replace(denoiser.spec, block_length=spec.block_length))

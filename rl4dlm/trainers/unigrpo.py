@@ -11,36 +11,33 @@ actions, so that every `aggregation` keeps its meaning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rl4dlm.diffusion.masking import count_masks, masked_counts, state_uniform
 from rl4dlm.likelihood.states import States, rectangle
-from rl4dlm.trainers.token_trainer import TokenTrainer
+from rl4dlm.recipe.algorithms import TokenLevel, UniGRPOConfig
+from rl4dlm.trainers.elbo_states import same_number
+from rl4dlm.trainers.method import Method, Setting, StatePlan
+from rl4dlm.trainers.tokens import token_method
 from rl4dlm.types import TrainBatch
 
 
-class UniGRPO(TokenTrainer):
-    """The method as a `Trainer`; holds settings only."""
+def unigrpo(config: UniGRPOConfig, setting: Setting) -> Method[TokenLevel]:
+    """l_i from the pass's mask, whose tokens stand for all; rho and loss by `tokens.py`."""
 
-    def num_states(self, batch: TrainBatch) -> np.ndarray:
-        """One for every row."""
-        return np.ones(len(batch), dtype=np.int64)
-
-    def states(self, batch: TrainBatch, rows: Sequence[int], inner: int) -> States:
-        """The pass's mask of each row's actions; what it hides is scored."""
-        index = list(rows)
-        seed, action = torch.tensor(batch.seed[index]), torch.from_numpy(batch.loss_mask[index])
+    def masked(batch: TrainBatch, rows: list[int], inner: int) -> States:
+        seed, action = torch.tensor(batch.seed[rows]), torch.from_numpy(batch.loss_mask[rows])
         first = state_uniform(seed, 1, 0)  # of the first pass, whichever pass this is
-        length = action.sum(1, keepdim=True)
-        counts, weight = masked_counts(spread_rate(first, inner, self.num_iterations), length, "round_half")
+        rate = spread_rate(first, inner, config.num_iterations)
+        counts, weight = masked_counts(rate, action.sum(1, keepdim=True), "round_half")
         hidden = count_masks(seed, action, counts, inner)  # [rows, 1, completion]
         states = rectangle(hidden, torch.ones(1, dtype=torch.float64))
         return replace(states, stands_for=(weight[..., None] * hidden).flatten(0, 1))
+
+    return token_method(config, setting, StatePlan(same_number(1), masked))
 
 
 def spread_rate(first: Tensor, inner: int, num_iterations: int) -> Tensor:

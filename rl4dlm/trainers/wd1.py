@@ -11,56 +11,47 @@ devices hold, and so do both sums of weights. Not covered: rollouts from a mixtu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 from torch import Tensor
 
 from rl4dlm.advantage.weights import softmax_weights
-from rl4dlm.likelihood.one_step import one_step_states
-from rl4dlm.likelihood.states import States
 from rl4dlm.loss.reduce import mean_over_rows
-from rl4dlm.trainers.base import Metrics, StepSize
-from rl4dlm.trainers.state_trainer import Rows, StateTrainer, stack_metrics
-from rl4dlm.types import TrainBatch
+from rl4dlm.recipe.algorithms import Softmaxed, WD1Config
+from rl4dlm.trainers.credit import group_advantages
+from rl4dlm.trainers.estimates import SUM_OVER_STATES, TokenLogp
+from rl4dlm.trainers.method import BatchRows, Credit, Likelihood, Loss, Method, Setting, StepSize
+from rl4dlm.trainers.one_step import hidden_canvas
 
 
-class WeightedLikelihood(StateTrainer):
-    """A `StateTrainer` whose loss is - mean of A_g log pi(y_g), A_g = G (w+_g - w-_g) or w+_g - w-_g."""
+def wd1(config: WD1Config, setting: Setting) -> Method[WD1Config]:
+    """log pi from the hidden canvas; the loss of a group is the sum over its completions."""
+    likelihood = Likelihood(hidden_canvas(config.p_mask_prompt), SUM_OVER_STATES, TokenLogp(setting.spec))
+    return Method(config, setting, likelihood, weighted_likelihood, Credit(weights(config, sums_group=True)))
 
-    needs_old = False
-    separable = True
-    sums_group = True
-    """The loss of a group of G is the sum over its completions; else their mean."""
 
-    def advantages(self, reward: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """float32 `[batch]`: times the group's size where the mean over rows shall be one of sums."""
-        advantage = super().advantages(reward, group)
-        raised, lowered = softmax_weights(advantage, group, psi=self.config.psi)
+def weights(config: Softmaxed, *, sums_group: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A_g = w+_g - w-_g from rewards and groups, float32 `[batch]`.
+
+    Args:
+        sums_group: times the size of the group, so that the mean over rows is one of groups' sums.
+    """
+    advantages = group_advantages(config)
+
+    def difference(reward: np.ndarray, group: np.ndarray) -> np.ndarray:
+        raised, lowered = softmax_weights(advantages(reward, group), group, psi=config.psi)
         _, index, size = np.unique(group, return_inverse=True, return_counts=True)
-        scale = size[index] if self.sums_group else 1.0
+        scale = size[index] if sums_group else 1.0
         return (scale * (raised - lowered)).astype(np.float32)
 
-    def objective(
-        self, value: Tensor, rows: Rows, old: Tensor | None, ref: Tensor | None, step: StepSize
-    ) -> tuple[Tensor, Metrics]:
-        """See `StateTrainer.objective`."""
-        loss = -mean_over_rows(rows.advantage * value, step.num_rows)
-        per_token = mean_over_rows(value.detach() / rows.num_tokens, step.num_counted)
-        return loss, stack_metrics({"loss/policy": loss, "logp/mean": per_token})
+    return difference
 
 
-class WD1(WeightedLikelihood):
-    """The method as a `Trainer`; holds settings only."""
-
-    def num_states(self, batch: TrainBatch) -> np.ndarray:
-        """One for every row."""
-        return np.ones(len(batch), dtype=np.int64)
-
-    def states(self, batch: TrainBatch, rows: Sequence[int], inner: int) -> States:
-        """The whole canvas hidden; actions are scored."""
-        rows = list(rows)
-        lengths = [len(batch.prompt_ids[row]) for row in rows]
-        return one_step_states(
-            batch.seed[rows], batch.loss_mask[rows], lengths, inner, self.config.p_mask_prompt
-        )
+def weighted_likelihood(
+    value: Tensor, rows: BatchRows, old: Tensor | None, ref: Tensor | None, step: StepSize
+) -> Loss:
+    """- mean over rows of A_g log pi(y_g); `value` is log pi, `[rows]` nats."""
+    loss = -mean_over_rows(rows.advantage * value, step.num_rows)
+    per_token = mean_over_rows(value.detach() / rows.num_tokens, step.num_counted)
+    return loss, {"loss/policy": loss, "logp/mean": per_token}

@@ -11,7 +11,7 @@ ELBO kind. The published text does not say which steps are used; here K are draw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,56 +19,58 @@ import torch
 from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.likelihood.predictions import VisitedStates, inverse_mask_rate
 from rl4dlm.likelihood.states import States, rectangle
-from rl4dlm.trainers.base import Metrics
-from rl4dlm.trainers.wd1 import WeightedLikelihood
-from rl4dlm.types import Rollout, TrainBatch
+from rl4dlm.recipe.algorithms import WD1PlusConfig
+from rl4dlm.trainers.estimates import SUM_OVER_STATES, TokenLogp
+from rl4dlm.trainers.method import Credit, Likelihood, Method, Recorded, Setting, StatePlan, UsableRollouts
+from rl4dlm.trainers.wd1 import weighted_likelihood, weights
+from rl4dlm.types import Record, Rollout, TrainBatch
 
 
-class WD1Plus(WeightedLikelihood):
-    """The method as a `Trainer`; holds settings only."""
+@dataclass(frozen=True)
+class DrawnSteps(Record):
+    """The drawn states of every rollout; arrays `[batch, K, completion]`, and their weights `[batch, K]`."""
 
-    sums_group = False
+    canvas: np.ndarray
+    prediction: np.ndarray
+    target: np.ndarray
+    step_weight: np.ndarray
 
-    def extra(
-        self,
-        rollouts: Sequence[Rollout],
-        reward: np.ndarray,
-        group: np.ndarray,
-        step_rewards: Sequence[np.ndarray] | None,
-    ) -> tuple[dict[str, np.ndarray], Metrics]:
-        """The drawn states of every rollout, `[batch, K, completion]`, and their weights `[batch, K]`."""
-        mask_id, most = self.setting.spec.mask_id, self.config.sample_train_steps
-        visited = VisitedStates.empty(len(rollouts), most, len(rollouts[0].completion_ids))
-        share: np.ndarray = np.zeros((len(rollouts), most))
-        for row, rollout in enumerate(rollouts):
-            steps = draw_steps(rollout, most)
-            share[row, : len(steps)] = 1 / len(steps)
-            for place, step in enumerate(steps):
-                visited.write((row, place), rollout, int(step), mask_id, beyond=True)
-        arrays = {
-            "canvas": visited.canvas,
-            "prediction": visited.prediction,
-            "target": visited.target & self.action_mask(rollouts)[:, None],
-            "step_weight": share * inverse_mask_rate(visited, mask_id),
-        }
-        return arrays, {}
 
-    def num_states(self, batch: TrainBatch) -> np.ndarray:
-        """The drawn steps of each row."""
-        return (batch.extra["step_weight"] > 0).sum(1)
+def wd1pp(config: WD1PlusConfig, setting: Setting) -> Method[WD1PlusConfig]:
+    """The predictions of K drawn steps; the loss of a group is the mean over its completions."""
+    mask_id = setting.spec.mask_id
 
-    def states(self, batch: TrainBatch, rows: Sequence[int], inner: int) -> States:
-        """The drawn states as they were visited, the same in every pass."""
-        names = ("canvas", "prediction", "target", "step_weight")
-        canvas, label, target, weight = (torch.from_numpy(batch.extra[name][list(rows)]) for name in names)
-        states = rectangle(
-            canvas == self.setting.spec.mask_id,
-            weight[..., None] * target,
-            target=target,
-            canvas=canvas.long(),
-            label=label.long(),
-        )
-        return states.take((weight > 0).flatten())
+    def number(batch: TrainBatch) -> np.ndarray:
+        return (batch.recorded(DrawnSteps).step_weight > 0).sum(1)
+
+    def visited(batch: TrainBatch, rows: list[int], inner: int) -> States:
+        """As they were visited, the same in every pass."""
+        drawn = batch.recorded(DrawnSteps).take(rows)
+        canvas, target = torch.from_numpy(drawn.canvas), torch.from_numpy(drawn.target)
+        share, label = torch.from_numpy(drawn.step_weight), torch.from_numpy(drawn.prediction).long()
+        weight, masked = share[..., None] * target, canvas == mask_id
+        states = rectangle(masked, weight, target=target, canvas=canvas.long(), label=label)
+        return states.take((share > 0).flatten())
+
+    def record(usable: UsableRollouts) -> Recorded:
+        return Recorded(_drawn(usable, config.sample_train_steps, mask_id))
+
+    likelihood = Likelihood(StatePlan(number, visited), SUM_OVER_STATES, TokenLogp(setting.spec))
+    credit = Credit(weights(config, sums_group=False))
+    return Method(config, setting, likelihood, weighted_likelihood, credit, record)
+
+
+def _drawn(usable: UsableRollouts, most: int, mask_id: int) -> DrawnSteps:
+    rollouts = usable.rollouts
+    visited = VisitedStates.empty(len(rollouts), most, len(rollouts[0].completion_ids))
+    share: np.ndarray = np.zeros((len(rollouts), most))
+    for row, rollout in enumerate(rollouts):
+        steps = draw_steps(rollout, most)
+        share[row, : len(steps)] = 1 / len(steps)
+        for place, step in enumerate(steps):
+            visited.write((row, place), rollout, int(step), mask_id, beyond=True)
+    target = visited.target & usable.actions[:, None]
+    return DrawnSteps(visited.canvas, visited.prediction, target, share * inverse_mask_rate(visited, mask_id))
 
 
 def draw_steps(rollout: Rollout, most: int) -> np.ndarray:

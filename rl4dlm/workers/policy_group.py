@@ -16,7 +16,7 @@ from rl4dlm.learner.weight_sync import Manifest
 from rl4dlm.loss.reduce import finish_metrics, merge_metrics
 from rl4dlm.loss.value import with_explained_variance
 from rl4dlm.recipe import AnyRecipe
-from rl4dlm.trainers.base import Metrics
+from rl4dlm.trainers.method import Metrics
 from rl4dlm.trainers.sft import SFTBatch
 from rl4dlm.types import Rollout, TrainBatch
 from rl4dlm.workers.placement import Seat, wait_all, worker_environment

@@ -14,7 +14,7 @@ from rl4dlm.learner.rank import set_up_torch
 from rl4dlm.learner.unmask_rank import make_rank
 from rl4dlm.learner.weight_sync import CHUNK_BYTES, Manifest, combine, pack
 from rl4dlm.recipe import AnyRecipe
-from rl4dlm.trainers.base import Metrics
+from rl4dlm.trainers.method import Metrics
 from rl4dlm.trainers.sft import SFTBatch
 from rl4dlm.types import Rollout, TrainBatch
 from rl4dlm.workers import engine as ds

@@ -15,7 +15,8 @@ import zero_rank  # noqa: E402
 
 from rl4dlm.models import build_char_tokenizer, create, denoiser  # noqa: E402
 from rl4dlm.trainers import make_method  # noqa: E402
-from rl4dlm.trainers.base import MicroBatch  # noqa: E402
+from rl4dlm.trainers.method import MicroBatch  # noqa: E402
+from rl4dlm.trainers.passes import estimate as estimate_rows  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,6 +47,9 @@ def test_an_estimate_does_not_depend_on_how_rows_share_a_pass() -> None:
     trainer, batch = make_method(zero_rank.METHOD), zero_rank.fixed_batch(0)
     rows = tuple(range(zero_rank.ROWS))
     with torch.no_grad():
-        together = trainer.estimate(model, batch, MicroBatch(rows, (0, 1), whole=True), 0)
-        alone = [trainer.estimate(model, batch, MicroBatch((row,), (0, 1), whole=True), 0) for row in rows]
+        together = estimate_rows(trainer.likelihood, model, batch, MicroBatch(rows, (0, 1), whole=True), 0)
+        alone = [
+            estimate_rows(trainer.likelihood, model, batch, MicroBatch((row,), (0, 1), whole=True), 0)
+            for row in rows
+        ]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)

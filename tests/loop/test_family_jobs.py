@@ -30,7 +30,8 @@ from rl4dlm.models import (  # noqa: E402
 )
 from rl4dlm.recipe import Recipe, load_recipe  # noqa: E402
 from rl4dlm.rollout import Engine, Request  # noqa: E402
-from rl4dlm.trainers import make_trainer  # noqa: E402
+from rl4dlm.trainers import method_of  # noqa: E402
+from rl4dlm.trainers.prepare import prepare as prepare_batch  # noqa: E402
 from rl4dlm.types import Prompt, Rollout, RolloutGroup, Scores  # noqa: E402
 
 FAMILIES = [
@@ -100,14 +101,14 @@ def test_a_family_samples_learns_syncs_and_is_exported(family, block_length, met
     rollouts = sampled(recipe, sampler)
     gap, tokens = replay_gap(denoiser(policy), rollouts, 1.0)
     assert tokens > 12 and gap / tokens < 1e-5
-    trainer = make_trainer(recipe, policy.spec)
+    trainer = method_of(recipe, policy.spec)
     groups, scores = scored(rollouts)
-    batch, _ = trainer.prepare(groups, scores, policy_version=0, seed=0)
+    batch, _ = prepare_batch(trainer, groups, scores, policy_version=0, seed=0)
     engine = PlainEngine(policy.module, recipe.trainer)
     update = RankUpdate(
         engine=engine,
         denoiser=denoiser(policy, model=engine),
-        trainer=trainer,
+        method=trainer,
         rank=0,
         world_size=1,
         token_budget=200,
@@ -138,12 +139,12 @@ def test_adapters_of_a_family_learn_while_its_base_stands_still(family, block_le
     rollouts = sampled(recipe, policy)
     adapted = add_lora(policy.module, recipe.trainer.lora, family, seed=1)
     engine = PlainEngine(adapted, recipe.trainer)
-    trainer = make_trainer(recipe, policy.spec)
-    batch, _ = trainer.prepare(*scored(rollouts), policy_version=0, seed=0)
+    trainer = method_of(recipe, policy.spec)
+    batch, _ = prepare_batch(trainer, *scored(rollouts), policy_version=0, seed=0)
     update = RankUpdate(
         engine=engine,
         denoiser=denoiser(policy, model=engine),
-        trainer=trainer,
+        method=trainer,
         rank=0,
         world_size=1,
         token_budget=200,

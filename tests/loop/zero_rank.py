@@ -89,7 +89,7 @@ def run(trainer: TrainerConfig, rank: int, world_size: int, *, plain: bool) -> d
     part = RankUpdate(
         engine=engine,
         denoiser=denoiser(loaded, model=engine),
-        trainer=make_method(METHOD),
+        method=make_method(METHOD),
         rank=rank,
         world_size=world_size,
         token_budget=trainer.micro_batch_tokens,

@@ -1,24 +1,84 @@
-"""What methods share: advantages, clips, references, importance weights."""
+"""What methods share: their facts, advantages, clips, references, importance weights.
+
+The facts of a method are properties of its settings: whoever asks (trainers, workers, cost, rules) reads them
+here and nowhere else. A method also brings the rules that tie its settings to the rest of a recipe.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from copy import copy
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from rl4dlm.recipe.findings import Finding
 from rl4dlm.recipe.sections import Config, RolloutConfig
 
+if TYPE_CHECKING:
+    from rl4dlm.recipe.algorithms.tracerl import ValueConfig
+    from rl4dlm.recipe.root import Recipe
 
-class AnyMethod(Config):
-    """What every method has."""
+Settings = TypeVar("Settings", bound=type[Config])
+
+
+def defaults(**values: Any) -> Callable[[Settings], Settings]:
+    """A class decorator: inherited settings that differ in their default alone.
+
+    Example: `@defaults(epsilon=0.5)` above `class GDPOConfig(SequenceLevel)`.
+    """
+
+    def change(cls: Settings) -> Settings:
+        for name, value in values.items():
+            field = copy(cls.model_fields[name])
+            field.default = value
+            cls.model_fields[name] = field
+        cls.model_rebuild(force=True)
+        return cls
+
+    return change
+
+
+class Passes(Config):
+    """What anything that learns from a batch has: passes over it, and what they need beside the current
+    weights."""
 
     num_iterations: int = Field(1, ge=1)
     """mu: passes over a batch of rollouts, each with masks of its own."""
 
+    @property
+    def needs_old(self) -> bool:
+        """Whether the loss compares with the weights that an update begins with."""
+        return False
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a frozen reference policy is needed."""
+        return False
+
+    @property
+    def learns_from_every_row(self) -> bool:
+        """Whether rows without an advantage can move the weights."""
+        return self.keeps_reference
+
+    @property
+    def importance_bound(self) -> float | None:
+        """Largest importance weight of a token; None: tokens are not weighed."""
+        return None
+
+
+class MethodConfig(Passes):
+    """What every method has."""
+
+    type: str = "plugin"
+
     completion_scope: Literal["canvas", "until_eos"] = "until_eos"
     """Positions that count as the action: up to and including the first stop id, or the whole canvas without
     the filler after an early stop."""
+
+    def rules(self, recipe: Recipe) -> Iterator[Finding]:
+        """What does not fit between these settings, or between them and the recipe."""
+        yield from ()
 
     def states_per_completion(self, rollout: RolloutConfig) -> float:
         """Model inputs that an update evaluates per completion and pass, for cost estimates."""
@@ -33,9 +93,9 @@ class AnyMethod(Config):
         return None
 
     @property
-    def keeps_reference(self) -> bool:
-        """Whether a frozen reference policy is needed."""
-        return False
+    def reference_share(self) -> float:
+        """The policy's share when the reference moves towards it."""
+        return 1.0
 
     @property
     def reference_follows(self) -> bool:
@@ -52,6 +112,16 @@ class AnyMethod(Config):
         return False
 
     @property
+    def weighs_by_confidence(self) -> bool:
+        """Whether the sampler's confidences are weights, so that they must be probabilities."""
+        return False
+
+    @property
+    def scores_steps(self) -> bool:
+        """Whether partial decodes of every rollout are scored too."""
+        return False
+
+    @property
     def scores_trajectories(self) -> bool:
         """Whether the likelihood is that of the sampler's trajectory, so that the sampler's law matters."""
         return False
@@ -62,14 +132,14 @@ class AnyMethod(Config):
         return False
 
     @property
-    def has_ratios(self) -> bool:
-        """Whether the loss compares with the weights that an update begins with."""
-        return False
+    def samples_rollouts(self) -> bool:
+        """Whether an update samples completions and scores them; else it learns from recorded pairs."""
+        return True
 
     @property
-    def samples_rollouts(self) -> bool:
-        """Whether an update samples completions and scores them."""
-        return True
+    def value_model(self) -> ValueConfig | None:
+        """The value model that is trained beside the policy, if any."""
+        return None
 
     @property
     def freezes_model(self) -> bool:
@@ -77,7 +147,7 @@ class AnyMethod(Config):
         return False
 
 
-class Method(AnyMethod):
+class GroupMethod(MethodConfig):
     """Methods that compare the rewards of completions within their group."""
 
     scale_rewards: Literal["none", "group", "group_population", "batch"] = "none"
@@ -89,7 +159,7 @@ class Method(AnyMethod):
     which makes advantages G/(G-1) times as large."""
 
 
-class Clipped(Method):
+class Clipped(GroupMethod):
     """Methods with clipped ratios."""
 
     epsilon: float = Field(0.2, gt=0)
@@ -102,20 +172,28 @@ class Clipped(Method):
     """Log-ratios are clamped to +- this before exp, nats."""
 
     @property
-    def has_ratios(self) -> bool:
-        """Whether the loss compares with the weights that an update begins with."""
+    def needs_old(self) -> bool:
+        """For the ratios."""
         return True
 
+    @property
+    def clip_high(self) -> float:
+        """Width of the clip above 1."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
-class Referenced(Method):
-    """Methods that can be held near a reference policy."""
+    def rules(self, recipe: Recipe) -> Iterator[Finding]:
+        """Besides what all methods ask for: the clip leaves ratios positive."""
+        yield from super().rules(recipe)
+        if self.epsilon >= 1:
+            yield (
+                "algorithm.epsilon",
+                f"algorithm.epsilon = {self.epsilon}: the lower clip 1 - epsilon must stay above 0",
+                "use a value below 1 (GDPO: 0.5); epsilon_high may be larger",
+            )
 
-    beta: float = Field(0.0, ge=0)
-    """Weight of the KL to the reference policy (the weights that training starts from); 0: none is kept."""
 
-    kl_estimator: Literal["k2", "k3"] = "k2"
-    """k2 = d^2/2 (its gradient is that of the KL), k3 = exp(-d) + d - 1, on differences of
-    log-probabilities."""
+class Following(GroupMethod):
+    """Methods whose reference policy, where they keep one, can follow the policy."""
 
     sync_ref_model: bool = False
     """Let the reference policy follow: every `ref_model_sync_steps` updates it becomes
@@ -129,17 +207,51 @@ class Referenced(Method):
     """The policy's share; 1 makes the reference the policy."""
 
     @property
+    def reference_share(self) -> float:
+        """As set."""
+        return self.ref_model_mixup_alpha
+
+    @property
     def reference_follows(self) -> bool:
         """Where it is asked to."""
         return self.sync_ref_model
 
     def syncs_reference_at(self, update: int) -> bool:
-        """Whether the reference moves towards the policy after update 1, 2, ..."""
+        """Every so many updates."""
         return self.sync_ref_model and update % self.ref_model_sync_steps == 0
+
+    def rules(self, recipe: Recipe) -> Iterator[Finding]:
+        """Besides what all methods ask for: a reference that follows is kept, and can move."""
+        yield from super().rules(recipe)
+        if self.reference_follows and not self.keeps_reference:
+            why = " with algorithm.beta = 0" if "beta" in type(self).model_fields else ""
+            yield (
+                "algorithm.sync_ref_model",
+                f"algorithm.sync_ref_model = true{why}: no reference policy is kept",
+                "set algorithm.beta above 0, or algorithm.sync_ref_model=false",
+            )
+        if self.reference_follows and recipe.trainer.lora is not None:
+            yield (
+                "algorithm.sync_ref_model",
+                "algorithm.sync_ref_model = true with trainer.lora: the reference is the base model, which "
+                "stays as it is",
+                "set algorithm.sync_ref_model=false, or train all weights",
+            )
+
+
+class Referenced(Following):
+    """Methods that can be held near a reference policy."""
+
+    beta: float = Field(0.0, ge=0)
+    """Weight of the KL to the reference policy (the weights that training starts from); 0: none is kept."""
+
+    kl_estimator: Literal["k2", "k3"] = "k2"
+    """k2 = d^2/2 (its gradient is that of the KL), k3 = exp(-d) + d - 1, on differences of
+    log-probabilities."""
 
     @property
     def keeps_reference(self) -> bool:
-        """Whether a frozen reference policy is needed."""
+        """Where its KL has a weight."""
         return self.beta > 0
 
 
@@ -155,38 +267,75 @@ class Corrected(Clipped):
     """Largest importance weight."""
 
     @property
+    def importance_bound(self) -> float | None:
+        """Where weights are asked for."""
+        return None if self.importance_correction == "none" else self.importance_cap
+
+    @property
     def scores_trajectories(self) -> bool:
         """Importance weights replay trajectories."""
-        return self.importance_correction != "none"
+        return self.importance_bound is not None
 
     @property
     def corrects_staleness(self) -> bool:
         """By importance weights."""
-        return self.importance_correction != "none"
+        return self.importance_bound is not None
 
 
-class TokenLevel(Corrected):
-    """Methods with one ratio per token."""
+class Aggregated(GroupMethod):
+    """Methods whose loss is a sum over tokens."""
 
     aggregation: Literal["token_mean", "seq_mean", "canvas"] = "token_mean"
     """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
     completions of each one's mean. `canvas`: the sum divided by completions times canvas length."""
 
 
-class PluginConfig(Method):
-    """A method of your own: a class in a file or module; docs/methods.md has a worked example."""
+class TokenLevel(Corrected, Aggregated):
+    """Methods with one ratio per token."""
 
-    type: Literal["plugin"] = "plugin"
 
-    path: str = Field(pattern=r"^.+:[A-Za-z_]\w*$")
-    """`my_method.py:MyMethod` or `package.module:MyMethod`."""
+class SequenceLevel(Clipped, Referenced):
+    """Methods with one ratio per completion."""
 
-    settings: dict[str, Any] = {}
-    """The method's own settings, checked by its class `Settings`."""
+    ratio_level: Literal["sequence_norm", "sequence"] = "sequence_norm"
+    """`sequence_norm`: exp of the ELBO difference per token (released codes). `sequence`: exp of the
+    difference, which leaves the clip range almost at once at hundreds of tokens."""
 
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, path: str) -> str:
-        """Files by their absolute path: workers have working directories of their own."""
-        place, _, name = path.rpartition(":")
-        return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else path
+
+class MaskedPrompt(Config):
+    """Methods that hide a random part of the prompt, too."""
+
+    p_mask_prompt: float = Field(0.15, ge=0, lt=1)
+    """Probability that a prompt token is hidden; 0: prompts are never masked."""
+
+
+class ElboEstimated(Config):
+    """Methods that estimate the ELBO of whole completions."""
+
+    estimator: Literal["sdmc", "double_mc", "stratified"] = "sdmc"
+    """How the ELBO is estimated. `sdmc`: Gauss-Legendre nodes over the mask rate. `double_mc`: mask rates
+    drawn uniformly. `stratified`: exact counts stratified over 1..L with weight L/k, unbiased."""
+
+    num_nodes: int = Field(3, ge=1, le=64)
+    """N: quadrature nodes, or draws of the rate or count."""
+
+    num_masks: int = Field(1, ge=1)
+    """K: masks per node. Forwards per completion and inner pass: N * K."""
+
+    count_rule: Literal["round_half", "round", "floor_release", "bernoulli"] = "round_half"
+    """Masked positions at rate t of L: `round_half` round(tL + 1/2) with weight L/count, `round` round(tL)
+    with weight L/count, `floor_release` floor(tL) with weight 1/t (GDPO's released code; biased), `bernoulli`
+    each position independently with weight 1/t. Not used by `stratified`."""
+
+    @property
+    def num_states(self) -> int:
+        """N * K: masked states of a completion."""
+        return self.num_nodes * self.num_masks
+
+
+class Softmaxed(GroupMethod):
+    """Methods that weigh completions by a softmax of their advantages."""
+
+    psi: float = Field(1.0, gt=0)
+    """Inverse temperature of the weights softmax(+-psi A) within a group; large values compare the best with
+    the worst alone."""

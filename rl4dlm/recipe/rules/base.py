@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Finding = tuple[str, str, str]
+from rl4dlm.recipe.findings import Finding
+
 Rule = Callable[[Any], Iterator[Finding]]
 RULES: list[Rule] = []
 SFT_RULES: list[Rule] = []

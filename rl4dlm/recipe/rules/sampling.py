@@ -54,10 +54,9 @@ def _unfit_blocks(recipe: Recipe, key: str, block: int) -> Iterator[Finding]:
 @rule
 def confidences_are_weights(recipe: Recipe) -> Iterator[Finding]:
     algorithm, remasking = recipe.algorithm, recipe.rollout.remasking
-    weighs = algorithm.type == "mdpo" and algorithm.token_weights == "confidence"
     facts = SAMPLERS[remasking]
     by_entropy = recipe.rollout.rcr_confidence == "neg_entropy"
-    if weighs and (by_entropy or not facts.has_probabilities):
+    if algorithm.weighs_by_confidence and (by_entropy or not facts.has_probabilities):
         named = "rcr_confidence = neg_entropy" if by_entropy else f"remasking = {remasking}"
         yield (
             "rollout.remasking",
@@ -104,7 +103,7 @@ def sampler_settings_are_read(recipe: Recipe) -> Iterator[Finding]:
 @rule
 def a_policy_decides(recipe: Recipe) -> Iterator[Finding]:
     rollout, method = recipe.rollout, getattr(recipe, "algorithm", None)
-    trained = method is not None and method.type == "unmasking_policy"  # it says what to set itself
+    trained = method is not None and method.freezes_model  # it says what to set itself
     if "policy" in SAMPLERS[rollout.remasking].settings and not rollout.policy and not trained:
         yield (
             "rollout.policy",

@@ -16,10 +16,10 @@ from rl4dlm.loss.reduce import finish_metrics, merge_metrics
 from rl4dlm.loss.value import with_explained_variance
 from rl4dlm.recipe.algorithms import TraceRLConfig, ValueConfig
 from rl4dlm.recipe.sections import TrainerConfig
-from rl4dlm.trainers.base import Setting
-from rl4dlm.trainers.token_trainer import ADVANTAGE, IMPORTANCE
-from rl4dlm.trainers.trace_value import TraceValue
-from rl4dlm.trainers.tracerl import TraceRL
+from rl4dlm.trainers import make_method
+from rl4dlm.trainers.method import Setting
+from rl4dlm.trainers.prepare import prepare_batch
+from rl4dlm.trainers.trace_value import trace_value
 from rl4dlm.types import Denoiser
 
 REWARD = [1, 0, 0.5, 0, 0, 1, 0, 0, 1, 1, 0, 0.25]
@@ -35,13 +35,13 @@ class TinyValue(TinyModel):
 
 def critic_of(config: TraceRLConfig, rank=0, world_size=1, budget=10**6, all_sum=lambda x: x):
     spec = tiny_denoiser().spec
-    method = TraceValue(config, config.value, Setting(spec=spec))
+    method = trace_value(config, config.value, Setting(spec=spec))
     model = TinyValue(seed=3)
     engine = PlainEngine(model, TrainerConfig(learning_rate=0.05, max_grad_norm=1e9))
     update = RankUpdate(
         engine=engine,
         denoiser=Denoiser(model, spec),
-        trainer=method,
+        method=method.learns,
         rank=rank,
         world_size=world_size,
         token_budget=budget,
@@ -51,8 +51,8 @@ def critic_of(config: TraceRLConfig, rank=0, world_size=1, budget=10**6, all_sum
 
 
 def batch_of(config: TraceRLConfig):
-    trainer = TraceRL(config, Setting(spec=tiny_denoiser().spec))
-    batch, _ = trainer.prepare(tiny_groups(), tiny_scores(REWARD), policy_version=0, seed=0)
+    trainer = make_method(config, Setting(spec=tiny_denoiser().spec))
+    batch, _ = prepare_batch(trainer, tiny_groups(), tiny_scores(REWARD), policy_version=0, seed=0)
     return batch
 
 
@@ -64,7 +64,7 @@ def test_the_advantage_is_reward_minus_value_and_training_explains_more():
     judged, first = critic.run(batch)
     for row, value in values.items():
         expected = np.where(batch.loss_mask[row], batch.advantage[row] - value.numpy(), 0)
-        np.testing.assert_allclose(judged.extra[ADVANTAGE][row], expected, atol=1e-5)
+        np.testing.assert_allclose(judged.token_advantage[row], expected, atol=1e-5)
     for _ in range(60):
         _, last = critic.run(batch)
     explained = [
@@ -77,7 +77,7 @@ def test_the_advantage_is_reward_minus_value_and_training_explains_more():
 def test_importance_weights_concern_the_policy_alone():
     config = TraceRLConfig(value=ValueConfig(), importance_correction="truncated")
     judged, _ = critic_of(config)[0].run(batch_of(config))
-    assert ADVANTAGE in judged.extra and IMPORTANCE not in judged.extra
+    assert judged.token_advantage is not None and judged.importance is None
 
 
 def test_ranks_and_budgets_change_neither_advantages_nor_metrics():
@@ -85,8 +85,8 @@ def test_ranks_and_budgets_change_neither_advantages_nor_metrics():
     batch = batch_of(config)
     whole, metrics = critic_of(config)[0].run(batch)
     parts = [critic_of(config, rank, 2, budget=15)[0].run(batch) for rank in (0, 1)]
-    together = sum(part.extra[ADVANTAGE] for part, _ in parts)
-    np.testing.assert_allclose(together, whole.extra[ADVANTAGE], atol=1e-6)
+    together = sum(part.token_advantage for part, _ in parts)
+    np.testing.assert_allclose(together, whole.token_advantage, atol=1e-6)
     merged = merge_metrics([part for _, part in parts])
     assert merged["value/loss"] == pytest.approx(metrics["value/loss"], abs=1e-9)
     assert merged["value/error/mean_square"] == pytest.approx(metrics["value/error/mean_square"], abs=1e-9)
@@ -100,7 +100,7 @@ def test_whitened_advantages_have_mean_zero_and_unit_spread_over_all_ranks():
         critic_of(config, rank, 2, all_sum=lambda x: (sums.append(x), x)[1])[0].run(batch)
     total = sums[0] + sums[1]
     parts = [critic_of(config, rank, 2, all_sum=lambda x: total)[0].run(batch)[0] for rank in (0, 1)]
-    tokens = sum(part.extra[ADVANTAGE] for part in parts)[batch.loss_mask]
+    tokens = sum(part.token_advantage for part in parts)[batch.loss_mask]
     assert tokens.mean() == pytest.approx(0, abs=1e-6) and tokens.std() == pytest.approx(1, abs=1e-6)
 
 

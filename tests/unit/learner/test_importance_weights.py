@@ -13,12 +13,12 @@ TESTS = Path(__file__).resolve().parents[2]
 sys.path.extend([str(TESTS / "loop"), str(TESTS / "unit" / "trainers")])
 
 import zero_rank  # noqa: E402
-from method_toys import batch_of, estimate, loss_of, make, perturbed, with_extra  # noqa: E402
+from method_toys import batch_of, estimate, loss_of, make, perturbed, with_record  # noqa: E402
 from tiny import conditional_table, tiny_denoiser  # noqa: E402
 
 from rl4dlm.learner.engine import PlainEngine  # noqa: E402
 from rl4dlm.learner.update import RankUpdate  # noqa: E402
-from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer  # noqa: E402
+from rl4dlm.trainers.trajectories import trajectory_likelihood  # noqa: E402
 from rl4dlm.types import Denoiser, TrainBatch  # noqa: E402
 
 SETTINGS = {"type": "diffu_grpo", "beta": 0.0, "importance_correction": "truncated"}
@@ -29,7 +29,7 @@ def rank(trainer, model: Denoiser, number: int = 0, ranks: int = 1, budget: int 
     return RankUpdate(
         engine=engine,
         denoiser=Denoiser(engine, model.spec),
-        trainer=trainer,
+        method=trainer,
         rank=number,
         world_size=ranks,
         token_budget=budget,
@@ -39,18 +39,18 @@ def rank(trainer, model: Denoiser, number: int = 0, ranks: int = 1, budget: int 
 
 def drawn_by(model: Denoiser, trainer, batch: TrainBatch) -> TrainBatch:
     """The batch with what the sampler records when it holds the weights of `model`."""
-    logp = estimate(TrajectoryTrainer(trainer.config, trainer.setting), model, batch)
-    return with_extra(batch, rollout_logp=logp.numpy().astype(np.float32))
+    logp = estimate(trajectory_likelihood(trainer.setting), model, batch)
+    return with_record(batch, rollout_logp=logp.numpy().astype(np.float32))
 
 
 def weights(part: RankUpdate, batch: TrainBatch) -> np.ndarray:
-    return part._with_importance(batch).extra["importance"]
+    return part._with_importance(batch).importance
 
 
 def test_without_the_setting_nothing_is_computed():
     trainer = make(type="diffu_grpo")
     batch = batch_of(trainer)
-    assert trainer.replay is None and "rollout_logp" not in batch.extra
+    assert trainer.replay is None and batch.record is None
     assert rank(trainer, tiny_denoiser())._with_importance(batch) is batch
 
 
@@ -85,7 +85,7 @@ def test_the_rollout_temperature_is_the_trainers():
     batch = batch_of(trainer)
     plain = conditional_table(model, batch.prompt_ids[0], batch.completion_ids[0])[31, 0].item()
     batch = drawn_by(model, trainer, batch)
-    assert batch.extra["rollout_logp"][0, 0] != pytest.approx(plain, abs=1e-3)
+    assert batch.record.rollout_logp[0, 0] != pytest.approx(plain, abs=1e-3)
     run = batch.loss_mask & (batch.advantage != 0)[:, None]
     np.testing.assert_allclose(weights(rank(trainer, model), batch)[run], 1.0, atol=1e-6)
 
@@ -105,10 +105,10 @@ def test_each_tokens_gain_is_multiplied_by_its_weight():
     batch = drawn_by(perturbed(), trainer, batch_of(trainer))
     weighed = rank(trainer, now)._with_importance(batch)
     loss, metrics = loss_of(trainer, now, weighed)
-    gain = weighed.extra["importance"] * batch.advantage[:, None] * batch.loss_mask  # the ratio is 1
+    gain = weighed.importance * batch.advantage[:, None] * batch.loss_mask  # the ratio is 1
     assert loss.item() == pytest.approx(-gain.sum() / batch.loss_mask.sum(), abs=1e-6)
     run = batch.loss_mask & (batch.advantage != 0)[:, None]
-    assert metrics["importance/mean"] == pytest.approx(weighed.extra["importance"][run].mean(), abs=1e-6)
+    assert metrics["importance/mean"] == pytest.approx(weighed.importance[run].mean(), abs=1e-6)
 
 
 def test_a_whole_update_applies_them():

@@ -28,7 +28,7 @@ def rank(method: GDPOConfig, token_budget: int, num_minibatches: int = 1) -> Ran
     return RankUpdate(
         engine=engine,
         denoiser=denoiser(loaded, model=engine),
-        trainer=make_method(method),
+        method=make_method(method),
         rank=0,
         world_size=1,
         token_budget=token_budget,

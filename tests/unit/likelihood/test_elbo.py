@@ -6,7 +6,8 @@ import torch
 from tiny import conditional_table, subset_code, tiny_denoiser
 
 from rl4dlm.diffusion.quadrature import gauss_legendre
-from rl4dlm.likelihood.elbo import CorruptionPlan, ElboSettings, elbo, plan_corruptions
+from rl4dlm.likelihood.elbo import ElboSettings, elbo, plan_corruptions
+from rl4dlm.likelihood.plans import CorruptionPlan
 
 SEED = np.array([11, 12, 13])
 MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=bool)

@@ -1,7 +1,8 @@
-"""What the tests of token-level methods share: a batch, its estimate and one optimizer step."""
+"""What the tests of methods share: a batch, its states and estimate, and one optimizer step."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,26 +11,40 @@ import torch
 from pydantic import TypeAdapter
 from tiny import tiny_denoiser, tiny_groups, tiny_scores
 
-from rl4dlm.recipe.algorithms import AlgorithmConfig
-from rl4dlm.trainers import make_method
-from rl4dlm.trainers.base import MicroBatch, Setting
+from rl4dlm.likelihood.states import States
+from rl4dlm.recipe.algorithms import AlgorithmConfig, MethodConfig, Passes
+from rl4dlm.trainers import make_method, passes
+from rl4dlm.trainers.method import Likelihood, Method, MicroBatch, Setting
+from rl4dlm.trainers.prepare import prepare_batch
 from rl4dlm.types import Denoiser, TrainBatch
 
 REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]  # the second of three groups is all equal
 
 
-def make(block_length: int | None = None, temperature: float = 1.0, **settings: Any) -> Any:
-    """The trainer of some settings for the tiny model."""
+def make(block_length: int | None = None, temperature: float = 1.0, **settings: Any) -> Method[MethodConfig]:
+    """The method of some settings for the tiny model."""
     config = TypeAdapter(AlgorithmConfig).validate_python(settings)
     spec = tiny_denoiser(block_length=block_length).spec
     return make_method(config, Setting(temperature=temperature, spec=spec))
 
 
-def batch_of(trainer: Any, groups: Any = None, reward: list[float] = REWARD, seed: int = 5) -> TrainBatch:
+def batch_of(
+    method: Method[MethodConfig], groups: Any = None, reward: list[float] = REWARD, seed: int = 5
+) -> TrainBatch:
     groups = tiny_groups() if groups is None else groups
-    batch, _ = trainer.prepare(groups, tiny_scores(reward), policy_version=3, seed=seed)
+    batch, _ = prepare_batch(method, groups, tiny_scores(reward), policy_version=3, seed=seed)
     assert batch is not None
     return batch
+
+
+def states_of(method: Method[Passes], batch: TrainBatch, rows: Iterable[int], inner: int) -> States:
+    """All states of some rows."""
+    return method.likelihood.states.make(batch, [int(row) for row in rows], inner)
+
+
+def runs(method: Method[Passes], batch: TrainBatch) -> np.ndarray:
+    """bool `[batch]`: rows that can move the weights."""
+    return passes.rows_that_learn(method, batch, method.likelihood.states.count(batch))
 
 
 def perturbed(seed: int = 0, scale: float = 0.1) -> Denoiser:
@@ -42,27 +57,30 @@ def perturbed(seed: int = 0, scale: float = 0.1) -> Denoiser:
     return denoiser
 
 
-def whole(trainer: Any, batch: TrainBatch) -> MicroBatch:
+def whole(likelihood: Likelihood, batch: TrainBatch) -> MicroBatch:
     """All rows and states in one pass."""
-    most = int(trainer.num_states(batch).max())
+    most = int(likelihood.states.count(batch).max())
     return MicroBatch(tuple(range(len(batch))), tuple(range(most)), True)
 
 
-def estimate(trainer: Any, denoiser: Denoiser, batch: TrainBatch, inner: int = 0) -> torch.Tensor:
-    """The method's estimate of all rows, without gradient."""
+def estimate(
+    method: Method[Passes] | Likelihood, denoiser: Denoiser, batch: TrainBatch, inner: int = 0
+) -> torch.Tensor:
+    """The estimate of all rows, without gradient."""
+    likelihood = method.likelihood if isinstance(method, Method) else method
     with torch.no_grad():
-        return trainer.estimate(denoiser, batch, whole(trainer, batch), inner)
+        return passes.estimate_rows(likelihood, denoiser, batch, whole(likelihood, batch), inner)
 
 
 def loss_of(
-    trainer: Any, denoiser: Denoiser, batch: TrainBatch, inner: int = 0, **given: Any
+    method: Method[Passes], denoiser: Denoiser, batch: TrainBatch, inner: int = 0, **given: Any
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss and metrics of one optimizer step, run on the rows that have a loss; `given` is for all rows."""
-    rows = np.flatnonzero(trainer.has_loss(batch))
-    micro = replace(whole(trainer, batch), rows=tuple(rows.tolist()))
+    rows = np.flatnonzero(runs(method, batch))
+    micro = replace(whole(method.likelihood, batch), rows=tuple(rows.tolist()))
     caches = {name: given[name][rows] if name in given else None for name in ("old", "ref", "current")}
-    step = trainer.step_size(batch, range(len(batch)))
-    return trainer.loss(denoiser, batch, micro, inner, **caches, step=step)
+    step = passes.step_size(method, batch, range(len(batch)))
+    return passes.loss(method, denoiser, batch, micro, inner, **caches, step=step)
 
 
 def gradient(loss: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:
@@ -71,5 +89,7 @@ def gradient(loss: torch.Tensor, denoiser: Denoiser) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
 
-def with_extra(batch: TrainBatch, **arrays: np.ndarray) -> TrainBatch:
-    return replace(batch, extra={**batch.extra, **arrays})
+def with_record(batch: TrainBatch, **arrays: np.ndarray) -> TrainBatch:
+    """The batch with other arrays in its method's record."""
+    assert batch.record is not None
+    return replace(batch, record=replace(batch.record, **arrays))

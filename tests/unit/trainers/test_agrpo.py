@@ -3,22 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from method_toys import batch_of, estimate, gradient, loss_of, make, perturbed, with_extra
+from method_toys import batch_of, estimate, gradient, loss_of, make, perturbed, states_of, with_record
 from tiny import conditional_table, tiny_denoiser
 
-from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
+from rl4dlm.trainers.trajectories import trajectory_likelihood
 
 
 def recorded(trainer, batch, denoiser):
     """The batch as if `denoiser` had sampled it."""
-    sampler = TrajectoryTrainer(trainer.config, trainer.setting)
-    return with_extra(batch, rollout_logp=estimate(sampler, denoiser, batch).numpy())
+    sampler = trajectory_likelihood(trainer.setting)
+    return with_record(batch, rollout_logp=estimate(sampler, denoiser, batch).numpy())
 
 
 def test_a_sampled_step_scores_what_it_committed_given_what_the_sampler_saw():
     trainer, denoiser = make(type="agrpo", num_steps=2), tiny_denoiser()
     batch = batch_of(trainer)
-    states = trainer.states(batch, range(12), 0)
+    states = states_of(trainer, batch, range(12), 0)
     assert (torch.bincount(states.row) == np.minimum(batch.loss_mask.sum(1), 2)).all()
     values = estimate(trainer, denoiser, batch)
     for row in range(12):
@@ -36,7 +36,7 @@ def test_sampled_steps_stand_for_the_whole_trajectory_on_average(sampling, block
     batch = recorded(trainer, batch_of(trainer), tiny_denoiser(block_length=block_length))
     total, passes = torch.zeros(12, 5, dtype=torch.float64), 200
     for inner in range(passes):
-        states = trainer.states(batch, range(12), inner)
+        states = states_of(trainer, batch, range(12), inner)
         total.index_add_(0, states.row, states.stands_for / passes)
     expected = torch.from_numpy(batch.loss_mask).double()
     torch.testing.assert_close(total, expected, atol=0.5, rtol=0)
@@ -48,7 +48,7 @@ def test_surprisal_samples_steps_that_could_have_gone_otherwise_more_often():
     row = int(np.flatnonzero(batch.loss_mask.sum(1) == 5)[0])
     logp = np.zeros((12, 5), np.float32)
     logp[row, 2] = -3.0
-    states = [trainer.states(with_extra(batch, rollout_logp=logp), [row], inner) for inner in range(300)]
+    states = [states_of(trainer, with_record(batch, rollout_logp=logp), [row], inner) for inner in range(300)]
     share = np.mean([bool(state.target[0, 2]) for state in states])
     # Half uniform over five steps, half all on the third.
     assert share == pytest.approx(0.5 / 5 + 0.5, abs=0.09)
@@ -77,14 +77,14 @@ def test_ratios_are_against_what_the_sampler_recorded():
     trainer, now = make(type="agrpo", num_steps=99, epsilon=0.2), perturbed()
     batch = recorded(trainer, batch_of(trainer), tiny_denoiser())
     loss, metrics = loss_of(trainer, now, batch)
-    new, old, total = estimate(trainer, now, batch).numpy(), batch.extra["rollout_logp"], 0.0
+    new, old, total = estimate(trainer, now, batch).numpy(), batch.record.rollout_logp, 0.0
     for row in range(12):
         actions = batch.loss_mask[row]
         ratio, advantage = np.exp(new[row] - old[row])[actions], batch.advantage[row]
         gain = np.minimum(ratio * advantage, ratio.clip(0.8, 1.2) * advantage)
         total -= gain.sum() / actions.sum() / 12
     assert loss.item() == pytest.approx(total, abs=1e-9)
-    assert metrics["ratio/max"] > 1.05 and not trainer.needs_old
+    assert metrics["ratio/max"] > 1.05 and not trainer.config.needs_old
 
 
 def test_the_rollout_temperature_is_that_of_the_log_probabilities():
@@ -100,5 +100,5 @@ def test_the_kl_is_weighted_by_the_ratio():
     _, metrics = loss_of(trainer, now, batch, ref=ref)
     new, actions = estimate(trainer, now, batch), torch.from_numpy(batch.loss_mask)
     d = new - ref
-    k3 = ((-d).exp() + d - 1) * (new - torch.from_numpy(batch.extra["rollout_logp"])).exp()
+    k3 = ((-d).exp() + d - 1) * (new - torch.from_numpy(batch.record.rollout_logp)).exp()
     assert metrics["kl"] == pytest.approx(k3[actions].mean().item(), abs=1e-9)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from method_toys import batch_of, estimate, loss_of, make, perturbed
+from method_toys import batch_of, estimate, loss_of, make, perturbed, states_of
 from tiny import conditional_table, subset_code, tiny_denoiser
 
 from rl4dlm.trainers.coupled_grpo import coupled_masks
@@ -22,7 +22,7 @@ def test_the_weights_of_a_token_add_up_to_one_and_a_half_on_average():
         trainer, total = make(type="coupled_grpo", calibrate=calibrate), 0.0
         batch = batch_of(trainer)
         for inner in range(60):
-            states = trainer.states(batch, range(len(batch)), inner)
+            states = states_of(trainer, batch, range(len(batch)), inner)
             weight = (states.weight * states.target).view(len(batch), 3, -1).sum(1)
             total += weight[torch.from_numpy(batch.loss_mask)].mean().item() / 60
         assert total == pytest.approx(expected, abs=0.06)
@@ -31,7 +31,7 @@ def test_the_weights_of_a_token_add_up_to_one_and_a_half_on_average():
 def test_the_rate_stays_in_its_range_and_is_each_rows_own():
     trainer = make(type="coupled_grpo", min_rate=0.3, max_rate=0.4)
     batch = batch_of(trainer)
-    weight = trainer.states(batch, range(12), 0).weight.view(12, 3, -1)[..., 0]
+    weight = states_of(trainer, batch, range(12), 0).weight.view(12, 3, -1)[..., 0]
     rate = 1 / (2 * weight[:, 1])
     assert ((rate >= 0.3) & (rate <= 0.4)).all() and rate.unique().numel() == 12
     torch.testing.assert_close(1 / (2 * weight[:, 2]), 1 - rate)
@@ -40,7 +40,7 @@ def test_the_rate_stays_in_its_range_and_is_each_rows_own():
 def test_each_token_is_scored_in_the_full_view_and_in_the_one_that_hides_it():
     trainer, denoiser = make(type="coupled_grpo"), tiny_denoiser()
     batch = batch_of(trainer)
-    values, states = estimate(trainer, denoiser, batch), trainer.states(batch, range(12), 0)
+    values, states = estimate(trainer, denoiser, batch), states_of(trainer, batch, range(12), 0)
     masks, weight = states.is_masked.view(12, 3, 5), states.weight.view(12, 3, 5)
     for row in range(12):
         table = conditional_table(denoiser, batch.prompt_ids[row], batch.completion_ids[row])
@@ -54,7 +54,7 @@ def test_each_token_is_scored_in_the_full_view_and_in_the_one_that_hides_it():
 
 def test_the_prompt_is_never_hidden():
     trainer = make(type="coupled_grpo")
-    assert trainer.states(batch_of(trainer), [0, 1], 0).prompt_masked is None
+    assert states_of(trainer, batch_of(trainer), [0, 1], 0).prompt_masked is None
 
 
 def test_leave_one_out_scales_the_advantages_by_the_group():

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from method_toys import batch_of, estimate, loss_of, make, perturbed
+from method_toys import batch_of, estimate, loss_of, make, perturbed, states_of
 from tiny import conditional_table, tiny_denoiser, tiny_groups
 
-from rl4dlm.trainers.trajectory_trainer import TrajectoryTrainer
+from rl4dlm.trainers.trajectories import trajectory_likelihood, visited_states
 
 
 def prompt_masks(trainer, batch, inner=0):
-    return trainer.states(batch, range(len(batch)), inner).prompt_masked
+    return states_of(trainer, batch, range(len(batch)), inner).prompt_masked
 
 
 def long_prompts():
@@ -39,7 +39,7 @@ def test_every_row_and_every_pass_hides_other_prompt_tokens_and_each_always_the_
     assert len({mask.tobytes() for mask in first}) > 12 and (first != second).any(1).sum() > 12
     np.testing.assert_array_equal(first, np.stack(prompt_masks(trainer, batch, 0)))
     # A row's mask does not depend on the rows beside it.
-    alone = trainer.states(batch, [3], 0).prompt_masked
+    alone = states_of(trainer, batch, [3], 0).prompt_masked
     np.testing.assert_array_equal(alone[0], first[3])
 
 
@@ -73,8 +73,8 @@ def test_it_is_the_trajectory_shrunk_to_one_step_where_the_prompt_is_not_masked(
     """Property 16: s = n and p_q = 0."""
     trainer = make(block_length, type="diffu_grpo", p_mask_prompt=0.0, importance_correction="truncated")
     batch, denoiser = batch_of(trainer), tiny_denoiser(block_length=block_length)
-    merged = TrajectoryTrainer(trainer.config, trainer.setting, shrink=99)
-    assert merged.num_states(batch).max() == 1
+    merged = trajectory_likelihood(trainer.setting, visited_states(99))
+    assert merged.states.count(batch).max() == 1
     torch.testing.assert_close(
         estimate(trainer, denoiser, batch), estimate(merged, denoiser, batch), atol=1e-12, rtol=0
     )

@@ -7,32 +7,41 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from method_toys import states_of
 from tiny import all_subsets, conditional_table, enumerate_elbo, subset_code, tiny_denoiser, tiny_groups
 from tiny import tiny_scores as scores_of
 
 from rl4dlm.diffusion.masking import coupled_counts
-from rl4dlm.likelihood.elbo import ElboSettings, Strata, plan_corruptions, plan_coupled
-from rl4dlm.recipe.algorithms import ESPOConfig
-from rl4dlm.trainers.espo import ESPO
+from rl4dlm.likelihood.coupled import Strata, plan_coupled
+from rl4dlm.likelihood.elbo import ElboSettings, plan_corruptions
+from rl4dlm.recipe.algorithms import ESPOConfig, MethodConfig
+from rl4dlm.trainers import make_method
+from rl4dlm.trainers.espo import kl_of_sequences
+from rl4dlm.trainers.method import Method
+from rl4dlm.trainers.passes import estimate_rows, micro_batches, step_size
+from rl4dlm.trainers.passes import loss as loss_of_rows
+from rl4dlm.trainers.prepare import prepare_batch
 from rl4dlm.types import TrainBatch
 
 REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]
 WHOLE = 10**6
 
 
-def batch_of(trainer: ESPO) -> TrainBatch:
-    batch, _ = trainer.prepare(tiny_groups(), scores_of(REWARD), policy_version=0, seed=5)
+def batch_of(trainer: Method[MethodConfig]) -> TrainBatch:
+    batch, _ = prepare_batch(trainer, tiny_groups(), scores_of(REWARD), policy_version=0, seed=5)
     assert batch is not None
     return batch
 
 
 def one_step(trainer, denoiser, batch, ref=None):
     """Loss of the first optimizer step, in one pass, with gradients in the model."""
-    (micro,) = trainer.micro_batches(batch, range(len(batch)), WHOLE)
+    (micro,) = micro_batches(trainer, batch, range(len(batch)), WHOLE)
     with torch.no_grad():
-        given = None if ref is None else trainer.estimate(ref, batch, micro, 0)
-    step = trainer.step_size(batch, range(len(batch)))
-    loss, metrics = trainer.loss(denoiser, batch, micro, 0, old=None, ref=given, current=None, step=step)
+        given = None if ref is None else estimate_rows(trainer.likelihood, ref, batch, micro, 0)
+    step = step_size(trainer, batch, range(len(batch)))
+    loss, metrics = loss_of_rows(
+        trainer, denoiser, batch, micro, 0, old=None, ref=given, current=None, step=step
+    )
     denoiser.model.zero_grad()
     loss.backward()
     return loss.item(), metrics
@@ -66,12 +75,12 @@ def test_as_many_rows_as_counts_draw_each_count_once():
 
 
 def test_a_row_keeps_its_masks_when_the_batch_is_split_or_permuted():
-    trainer = ESPO(ESPOConfig())
+    trainer = make_method(ESPOConfig())
     batch = batch_of(trainer)
-    whole = trainer.states(batch, range(12), 3).is_masked.view(12, 4, -1)
+    whole = states_of(trainer, batch, range(12), 3).is_masked.view(12, 4, -1)
     order = [7, 2, 11]
-    assert torch.equal(trainer.states(batch, order, 3).is_masked.view(3, 4, -1), whole[order])
-    assert not torch.equal(trainer.states(batch, range(12), 4).is_masked.view(12, 4, -1), whole)
+    assert torch.equal(states_of(trainer, batch, order, 3).is_masked.view(3, 4, -1), whole[order])
+    assert not torch.equal(states_of(trainer, batch, range(12), 4).is_masked.view(12, 4, -1), whole)
 
 
 # --- The estimate ---
@@ -137,33 +146,35 @@ def test_blocks_have_counts_of_their_own_and_the_weights_of_their_length():
 
 
 def test_at_ratio_one_the_gradient_is_that_of_the_weighted_elbo_per_token():
-    trainer, denoiser = ESPO(ESPOConfig(beta=0.0)), tiny_denoiser()
+    trainer, denoiser = make_method(ESPOConfig(beta=0.0)), tiny_denoiser()
     batch = batch_of(trainer)
     one_step(trainer, denoiser, batch)
     gradient = denoiser.model.readout.grad.clone()
     denoiser.model.zero_grad()
-    (micro,) = trainer.micro_batches(batch, range(12), WHOLE)
+    (micro,) = micro_batches(trainer, batch, range(12), WHOLE)
     rows = list(micro.rows)
     weight = torch.tensor(batch.advantage[rows] / batch.loss_mask[rows].sum(1) / 12)
-    (-(weight * trainer.estimate(denoiser, batch, micro, 0)).sum()).backward()
+    (-(weight * estimate_rows(trainer.likelihood, denoiser, batch, micro, 0)).sum()).backward()
     torch.testing.assert_close(gradient, denoiser.model.readout.grad, atol=1e-7, rtol=0)
 
 
 def test_advantages_are_against_the_others_of_the_group():
     # (1 - (0 + .5 + 0) / 3) and so on: 4/3 of the difference from the mean .375.
-    advantage = batch_of(ESPO(ESPOConfig())).advantage
+    advantage = batch_of(make_method(ESPOConfig())).advantage
     assert advantage[:4].tolist() == pytest.approx([5 / 6, -0.5, 1 / 6, -0.5])
 
 
 @pytest.mark.parametrize(("estimator", "value"), [("k1", lambda d: d), ("k2", lambda d: d**2 / 2)])
 def test_the_kl_is_that_of_whole_sequences_divided_by_their_length(estimator, value):
-    trainer = ESPO(ESPOConfig(beta=0.5, kl_estimator=estimator))
+    trainer = make_method(ESPOConfig(beta=0.5, kl_estimator=estimator))
     batch, denoiser, ref = batch_of(trainer), tiny_denoiser(), tiny_denoiser(seed=1)
     flat = dataclasses.replace(batch, advantage=np.zeros(12, dtype=np.float32))
     loss, metrics = one_step(trainer, denoiser, flat, ref)
-    (micro,) = trainer.micro_batches(flat, range(12), WHOLE)
+    (micro,) = micro_batches(trainer, flat, range(12), WHOLE)
     with torch.no_grad():
-        d = trainer.estimate(denoiser, flat, micro, 0) - trainer.estimate(ref, flat, micro, 0)
+        d = estimate_rows(trainer.likelihood, denoiser, flat, micro, 0) - estimate_rows(
+            trainer.likelihood, ref, flat, micro, 0
+        )
     length = torch.tensor(batch.loss_mask[list(micro.rows)].sum(1))
     expected = (value(d) / length).mean().item()
     assert metrics["kl"] == pytest.approx(expected)
@@ -171,8 +182,8 @@ def test_the_kl_is_that_of_whole_sequences_divided_by_their_length(estimator, va
 
 
 def test_a_distant_reference_overflows_no_exponent():
-    trainer = ESPO(ESPOConfig(beta=0.5, kl_estimator="k3"))
+    trainer = make_method(ESPOConfig(beta=0.5, kl_estimator="k3"))
     value = torch.tensor([-1000.0, 1000.0], requires_grad=True)
-    kl = trainer.kl(value, torch.zeros(2), torch.tensor([4.0, 4.0]))
+    kl = kl_of_sequences(trainer.config)(value, torch.zeros(2), torch.tensor([4.0, 4.0]))
     # Clamped to +-10: (e^10 - 11) / 4, (e^-10 + 9) / 4.
     assert kl.tolist() == pytest.approx([(np.exp(10) - 11) / 4, (np.exp(-10) + 9) / 4], rel=1e-5)

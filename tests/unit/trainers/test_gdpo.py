@@ -9,21 +9,25 @@ from tiny import tiny_denoiser, tiny_groups, tiny_rollout, tiny_scores
 
 from rl4dlm.likelihood.elbo import elbo, plan_corruptions
 from rl4dlm.loss.reduce import finish_metrics, merge_metrics
-from rl4dlm.recipe.algorithms import GDPOConfig
-from rl4dlm.trainers.base import MicroBatch
-from rl4dlm.trainers.gdpo import GDPO
+from rl4dlm.recipe.algorithms import GDPOConfig, MethodConfig
+from rl4dlm.trainers import make_method
+from rl4dlm.trainers.elbo_states import elbo_settings
+from rl4dlm.trainers.method import Method, MicroBatch
+from rl4dlm.trainers.passes import estimate_rows, micro_batches, minibatches, step_size
+from rl4dlm.trainers.passes import loss as loss_of_rows
+from rl4dlm.trainers.prepare import prepare_batch
 from rl4dlm.types import STOP_ABORTED, Denoiser, Prompt, RolloutGroup
 
 REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]  # the second of three groups is all equal
 WHOLE = 10**6  # a token budget that everything fits in
 
 
-def prepare(trainer: GDPO, reward=REWARD, groups=None):
+def prepare(trainer: Method[MethodConfig], reward=REWARD, groups=None):
     groups = tiny_groups() if groups is None else groups
-    return trainer.prepare(groups, tiny_scores(reward), policy_version=3, seed=5)
+    return prepare_batch(trainer, groups, tiny_scores(reward), policy_version=3, seed=5)
 
 
-def batch_of(trainer: GDPO, reward=REWARD):
+def batch_of(trainer: Method[MethodConfig], reward=REWARD):
     batch, _ = prepare(trainer, reward)
     assert batch is not None
     return batch
@@ -34,7 +38,7 @@ def estimate_all(trainer, denoiser, batch, micro_batches, inner):
     value = torch.zeros(len(batch), dtype=torch.float64)
     with torch.no_grad():
         for micro in micro_batches:
-            value[list(micro.rows)] += trainer.estimate(denoiser, batch, micro, inner)
+            value[list(micro.rows)] += estimate_rows(trainer.likelihood, denoiser, batch, micro, inner)
     return value
 
 
@@ -43,16 +47,22 @@ def step(trainer, denoiser, batch, *, old=None, ref=None, inner=0, budget=WHOLE,
     denoiser.model.zero_grad()
     total, parts = 0.0, []
     for rank in range(num_ranks):
-        micro_batches = trainer.micro_batches(batch, range(rank, len(batch), num_ranks), budget)
+        work = micro_batches(trainer, batch, range(rank, len(batch), num_ranks), budget)
         caches = {
-            name: None if model is None else estimate_all(trainer, model, batch, micro_batches, inner)
+            name: None if model is None else estimate_all(trainer, model, batch, work, inner)
             for name, model in {"old": old, "ref": ref, "current": denoiser}.items()
         }
-        for micro in micro_batches:
+        for micro in work:
             given = {name: None if c is None else c[list(micro.rows)] for name, c in caches.items()}
             given["current"] = None if micro.whole else given["current"]
-            loss, metrics = trainer.loss(
-                denoiser, batch, micro, inner, **given, step=trainer.step_size(batch, range(len(batch)))
+            loss, metrics = loss_of_rows(
+                trainer,
+                denoiser,
+                batch,
+                micro,
+                inner,
+                **given,
+                step=step_size(trainer, batch, range(len(batch))),
             )
             loss.backward()
             total += loss.item()
@@ -63,7 +73,7 @@ def step(trainer, denoiser, batch, *, old=None, ref=None, inner=0, budget=WHOLE,
 
 def expected_elbo(trainer, denoiser, batch, inner=0):
     """The whole batch in one pass, with gradient."""
-    plan = plan_corruptions(batch.seed, batch.loss_mask, inner, trainer.settings)
+    plan = plan_corruptions(batch.seed, batch.loss_mask, inner, elbo_settings(trainer.config))
     return elbo(denoiser, batch.prompt_ids, batch.completion_ids, plan)
 
 
@@ -87,7 +97,7 @@ def assert_same_gradient(left, right, tolerance=1e-10):
 
 
 def test_advantages_are_centred_in_the_group_and_metrics_have_trls_names():
-    batch, metrics = prepare(GDPO(GDPOConfig()))
+    batch, metrics = prepare(make_method(GDPOConfig()))
     # Group means .375, 0, .5625.
     expected = [0.625, -0.375, 0.125, -0.375, 0, 0, 0, 0, 0.4375, 0.4375, -0.5625, -0.3125]
     assert batch.advantage.tolist() == expected
@@ -102,7 +112,7 @@ def test_advantages_are_centred_in_the_group_and_metrics_have_trls_names():
 
 def test_a_failed_reward_leaves_the_update_and_its_groups_mean():
     nan = float("nan")
-    batch, metrics = prepare(GDPO(GDPOConfig()), [1, nan, 0, 0.5] + REWARD[4:])
+    batch, metrics = prepare(make_method(GDPOConfig()), [1, nan, 0, 0.5] + REWARD[4:])
     assert len(batch) == 11
     # The mean over the three rows left is .5.
     assert batch.advantage[:3].tolist() == [0.5, -0.5, 0.0]
@@ -115,8 +125,12 @@ def test_a_reward_marked_failed_is_left_out_even_with_a_number():
     scores = tiny_scores(REWARD)
     failed = scores.failed.copy()
     failed[2] = True
-    batch, _ = GDPO(GDPOConfig()).prepare(
-        tiny_groups(), dataclasses.replace(scores, failed=failed), policy_version=0, seed=0
+    batch, _ = prepare_batch(
+        make_method(GDPOConfig()),
+        tiny_groups(),
+        dataclasses.replace(scores, failed=failed),
+        policy_version=0,
+        seed=0,
     )
     assert len(batch) == 11
 
@@ -125,12 +139,12 @@ def test_an_aborted_rollout_is_left_out():
     groups = tiny_groups()
     aborted = dataclasses.replace(groups[0].rollouts[0], stop_reason=STOP_ABORTED)
     groups[0] = RolloutGroup(groups[0].prompt, (aborted, *groups[0].rollouts[1:]))
-    batch, metrics = prepare(GDPO(GDPOConfig()), groups=groups)
+    batch, metrics = prepare(make_method(GDPOConfig()), groups=groups)
     assert (len(batch), metrics["reward/excluded"]) == (11, 1.0)
 
 
 def test_without_any_reward_there_is_no_batch():
-    batch, metrics = prepare(GDPO(GDPOConfig()), [float("nan")] * 12)
+    batch, metrics = prepare(make_method(GDPOConfig()), [float("nan")] * 12)
     assert batch is None
     assert metrics == {"reward/excluded": 12.0}
 
@@ -140,24 +154,24 @@ def test_the_scope_decides_what_counts_as_the_action():
     trace = dataclasses.replace(sampled.trace, kind=np.array([0, 0, 0, 3, 3], dtype=np.uint8))
     groups = [RolloutGroup(Prompt(0, "", "", (0,)), (dataclasses.replace(sampled, trace=trace),) * 2)]
     for scope, mask in (("canvas", [1, 1, 1, 0, 0]), ("until_eos", [1, 1, 0, 0, 0])):
-        batch, _ = prepare(GDPO(GDPOConfig(completion_scope=scope)), [0, 1], groups)
+        batch, _ = prepare(make_method(GDPOConfig(completion_scope=scope)), [0, 1], groups)
         assert batch.loss_mask.astype(int).tolist() == [mask, mask]
 
 
 def test_group_scaling_is_a_choice():
-    batch = batch_of(GDPO(GDPOConfig(scale_rewards="group")))
+    batch = batch_of(make_method(GDPOConfig(scale_rewards="group")))
     std = np.std(REWARD[:4], ddof=1)
     np.testing.assert_allclose(batch.advantage[0], 0.625 / (std + 1e-4), rtol=1e-6)
     assert not batch.advantage[4:8].any()
 
 
 def test_a_rows_masks_follow_its_rollout_and_not_its_company():
-    trainer = GDPO(GDPOConfig())
+    trainer = make_method(GDPOConfig())
     nan = float("nan")
     full, fewer = batch_of(trainer), batch_of(trainer, [nan, nan] + REWARD[2:])
     assert full.seed[2:].tolist() == fewer.seed.tolist()
     assert len(set(full.seed.tolist())) == 12
-    other, _ = trainer.prepare(tiny_groups(), tiny_scores(REWARD), policy_version=3, seed=6)
+    other, _ = prepare_batch(trainer, tiny_groups(), tiny_scores(REWARD), policy_version=3, seed=6)
     assert not set(other.seed.tolist()) & set(full.seed.tolist())
 
 
@@ -165,31 +179,31 @@ def test_a_rows_masks_follow_its_rollout_and_not_its_company():
 
 
 def test_minibatches_hold_whole_groups_and_differ_between_passes():
-    trainer = GDPO(GDPOConfig())
+    trainer = make_method(GDPOConfig())
     groups = tiny_groups(num_groups=8, group_size=2)
     batch, _ = prepare(trainer, list(range(16)), groups)
-    passes = [trainer.minibatches(batch, inner, 4) for inner in range(4)]
+    passes = [minibatches(batch, inner, 4) for inner in range(4)]
     for parts in passes:
         assert sorted(np.concatenate(parts).tolist()) == list(range(16))
         assert all(len(part) == 4 and len(set(batch.group[part])) == 2 for part in parts)
     assert len({str(parts) for parts in passes}) > 1
-    assert str(trainer.minibatches(batch, 2, 4)) == str(passes[2])
+    assert str(minibatches(batch, 2, 4)) == str(passes[2])
 
 
 def test_one_minibatch_is_the_whole_batch():
-    trainer = GDPO(GDPOConfig())
-    (rows,) = trainer.minibatches(batch_of(trainer), 0, 1)
+    trainer = make_method(GDPOConfig())
+    (rows,) = minibatches(batch_of(trainer), 0, 1)
     assert rows.tolist() == list(range(12))
 
 
 @pytest.mark.parametrize("budget", [1, 7, 20, 40, 100, WHOLE])
 def test_micro_batches_cover_every_state_of_every_row_with_loss_once_within_the_budget(budget):
-    trainer = GDPO(GDPOConfig(num_nodes=3, num_masks=2))
+    trainer = make_method(GDPOConfig(num_nodes=3, num_masks=2))
     batch = batch_of(trainer)
-    micro_batches = trainer.micro_batches(batch, range(12), budget)
-    work = sorted((row, state) for m in micro_batches for row in m.rows for state in m.states)
+    found = micro_batches(trainer, batch, range(12), budget)
+    work = sorted((row, state) for m in found for row in m.rows for state in m.states)
     assert work == [(row, state) for row in [0, 1, 2, 3, 8, 9, 10, 11] for state in range(6)]
-    for micro in micro_batches:
+    for micro in found:
         longest = max(len(batch.prompt_ids[row]) for row in micro.rows) + 5
         assert len(micro.rows) * len(micro.states) * longest <= budget or (
             len(micro.rows),
@@ -199,9 +213,9 @@ def test_micro_batches_cover_every_state_of_every_row_with_loss_once_within_the_
 
 
 def test_rows_without_advantage_are_run_when_the_kl_needs_them():
-    trainer = GDPO(GDPOConfig(beta=0.1))
-    micro_batches = trainer.micro_batches(batch_of(trainer), range(12), WHOLE)
-    assert sorted(row for micro in micro_batches for row in micro.rows) == list(range(12))
+    trainer = make_method(GDPOConfig(beta=0.1))
+    found = micro_batches(trainer, batch_of(trainer), range(12), WHOLE)
+    assert sorted(row for micro in found for row in micro.rows) == list(range(12))
 
 
 # --- loss ---
@@ -209,7 +223,7 @@ def test_rows_without_advantage_are_run_when_the_kl_needs_them():
 
 @pytest.mark.parametrize("estimator", ["sdmc", "double_mc", "stratified"])
 def test_at_ratio_one_the_gradient_is_advantage_times_that_of_the_elbo_per_token(estimator):
-    trainer, denoiser = GDPO(GDPOConfig(estimator=estimator)), tiny_denoiser()
+    trainer, denoiser = make_method(GDPOConfig(estimator=estimator)), tiny_denoiser()
     batch = batch_of(trainer)
     _, gradient, metrics = step(trainer, denoiser, batch)
     denoiser.model.zero_grad()
@@ -227,7 +241,7 @@ def test_at_ratio_one_the_gradient_is_advantage_times_that_of_the_elbo_per_token
 def test_the_papers_and_the_codes_ratio_have_the_same_gradient_at_ratio_one_and_differ_off_policy():
     gradients, off_policy = [], []
     for level in ("sequence_norm", "sequence"):
-        trainer = GDPO(GDPOConfig(ratio_level=level))
+        trainer = make_method(GDPOConfig(ratio_level=level))
         batch = batch_of(trainer)
         gradients.append(step(trainer, tiny_denoiser(), batch)[1])
         off_policy.append(step(trainer, perturbed(), batch, old=tiny_denoiser())[2])
@@ -237,7 +251,7 @@ def test_the_papers_and_the_codes_ratio_have_the_same_gradient_at_ratio_one_and_
 
 
 def test_the_first_ratio_is_exactly_one_with_a_cached_old_estimate_too():
-    trainer = GDPO(GDPOConfig(beta=0.1))
+    trainer = make_method(GDPOConfig(beta=0.1))
     batch = batch_of(trainer)
     for budget in (WHOLE, 10):
         loss, gradient, metrics = step(
@@ -259,18 +273,18 @@ def test_old_current_and_reference_see_the_same_inputs():
             seen.append(input_ids.clone())
             return super().forward(input_ids, *arguments, **named)
 
-    trainer = GDPO(GDPOConfig())
+    trainer = make_method(GDPOConfig())
     batch = batch_of(trainer)
-    (micro,) = trainer.micro_batches(batch, range(12), WHOLE)
+    (micro,) = micro_batches(trainer, batch, range(12), WHOLE)
     for seed in (0, 1):
-        trainer.estimate(Denoiser(Spy(seed=seed), tiny_denoiser().spec), batch, micro, 0)
-    trainer.estimate(Denoiser(Spy(), tiny_denoiser().spec), batch, micro, 1)
+        estimate_rows(trainer.likelihood, Denoiser(Spy(seed=seed), tiny_denoiser().spec), batch, micro, 0)
+    estimate_rows(trainer.likelihood, Denoiser(Spy(), tiny_denoiser().spec), batch, micro, 1)
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
 
 
 def test_the_loss_by_hand_off_policy_with_kl():
-    trainer = GDPO(GDPOConfig(beta=0.3, epsilon=0.02, epsilon_high=0.05))
+    trainer = make_method(GDPOConfig(beta=0.3, epsilon=0.02, epsilon_high=0.05))
     denoiser, old, ref = perturbed(seed=7), tiny_denoiser(), perturbed(seed=1)
     batch = batch_of(trainer)
     length = batch.loss_mask.sum(1)
@@ -304,7 +318,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("config", SETTINGS, ids=["default", "masks-k2", "stratified-k3", "bernoulli-clip"])
 def test_the_update_does_not_depend_on_how_the_batch_is_split(config):
-    trainer, denoiser = GDPO(config), perturbed()
+    trainer, denoiser = make_method(config), perturbed()
     batch = batch_of(trainer)
     models = {"old": tiny_denoiser(), "ref": perturbed(seed=1) if config.beta else None}
     loss, gradient, metrics = step(trainer, denoiser, batch, inner=2, **models)
@@ -317,14 +331,22 @@ def test_the_update_does_not_depend_on_how_the_batch_is_split(config):
 
 
 def test_leaving_out_rows_without_loss_changes_neither_loss_nor_gradient():
-    trainer, denoiser = GDPO(GDPOConfig()), perturbed()
+    trainer, denoiser = make_method(GDPOConfig()), perturbed()
     batch = batch_of(trainer)
     loss, gradient, _ = step(trainer, denoiser, batch, old=tiny_denoiser())
     whole = MicroBatch(tuple(range(12)), (0, 1, 2), whole=True)
     old = estimate_all(trainer, tiny_denoiser(), batch, [whole], 0)
     denoiser.model.zero_grad()
-    value, _ = trainer.loss(
-        denoiser, batch, whole, 0, old=old, ref=None, current=None, step=trainer.step_size(batch, range(12))
+    value, _ = loss_of_rows(
+        trainer,
+        denoiser,
+        batch,
+        whole,
+        0,
+        old=old,
+        ref=None,
+        current=None,
+        step=step_size(trainer, batch, range(12)),
     )
     value.backward()
     assert value.item() == pytest.approx(loss, abs=1e-12)
@@ -332,14 +354,14 @@ def test_leaving_out_rows_without_loss_changes_neither_loss_nor_gradient():
 
 
 def test_equal_rewards_leave_nothing_to_run():
-    trainer = GDPO(GDPOConfig())
+    trainer = make_method(GDPOConfig())
     batch = batch_of(trainer, [0.3] * 12)
     assert not batch.advantage.any()
-    assert trainer.micro_batches(batch, range(12), WHOLE) == []
+    assert micro_batches(trainer, batch, range(12), WHOLE) == []
 
 
 def test_equal_rewards_give_zero_gradient_when_they_are_run():
-    trainer, denoiser = GDPO(GDPOConfig(beta=0.5)), tiny_denoiser()
+    trainer, denoiser = make_method(GDPOConfig(beta=0.5)), tiny_denoiser()
     _, gradient, _ = step(trainer, denoiser, batch_of(trainer, [0.3] * 12), ref=tiny_denoiser())
     assert all(not value.any() for value in gradient.values())
 
@@ -347,14 +369,22 @@ def test_equal_rewards_give_zero_gradient_when_they_are_run():
 @pytest.mark.parametrize(("direction", "sign"), [(1, 1), (-1, -1)])
 def test_a_ratio_beyond_its_range_earns_no_further_gain(direction, sign):
     # Old estimates far from the current ones, on the side that the advantage asks for, clip every row.
-    trainer, denoiser = GDPO(GDPOConfig(epsilon=0.2)), tiny_denoiser()
+    trainer, denoiser = make_method(GDPOConfig(epsilon=0.2)), tiny_denoiser()
     batch = batch_of(trainer)
     rows = tuple(np.flatnonzero(np.sign(batch.advantage) == sign).tolist())
     micro = MicroBatch(rows, (0, 1, 2), whole=True)
     with torch.no_grad():
-        old = trainer.estimate(denoiser, batch, micro, 0) - direction * 10.0
-    loss, metrics = trainer.loss(
-        denoiser, batch, micro, 0, old=old, ref=None, current=None, step=trainer.step_size(batch, range(12))
+        old = estimate_rows(trainer.likelihood, denoiser, batch, micro, 0) - direction * 10.0
+    loss, metrics = loss_of_rows(
+        trainer,
+        denoiser,
+        batch,
+        micro,
+        0,
+        old=old,
+        ref=None,
+        current=None,
+        step=step_size(trainer, batch, range(12)),
     )
     loss.backward()
     assert all(not p.grad.any() for p in denoiser.model.parameters())
@@ -364,12 +394,20 @@ def test_a_ratio_beyond_its_range_earns_no_further_gain(direction, sign):
 @pytest.mark.parametrize("ratio_level", ["sequence", "sequence_norm"])
 @pytest.mark.parametrize("distance", [-1000.0, 1000.0])
 def test_estimates_a_thousand_nats_apart_keep_everything_finite(ratio_level, distance):
-    trainer = GDPO(GDPOConfig(ratio_level=ratio_level, beta=0.1, kl_estimator="k3"))
+    trainer = make_method(GDPOConfig(ratio_level=ratio_level, beta=0.1, kl_estimator="k3"))
     denoiser, batch = tiny_denoiser(), batch_of(trainer)
-    (micro,) = trainer.micro_batches(batch, range(12), WHOLE)
+    (micro,) = micro_batches(trainer, batch, range(12), WHOLE)
     far = torch.full((12,), distance, dtype=torch.float64)
-    loss, metrics = trainer.loss(
-        denoiser, batch, micro, 0, old=far, ref=far, current=None, step=trainer.step_size(batch, range(12))
+    loss, metrics = loss_of_rows(
+        trainer,
+        denoiser,
+        batch,
+        micro,
+        0,
+        old=far,
+        ref=far,
+        current=None,
+        step=step_size(trainer, batch, range(12)),
     )
     loss.backward()
     assert all(np.isfinite(value) for value in metrics.values())
@@ -377,7 +415,7 @@ def test_estimates_a_thousand_nats_apart_keep_everything_finite(ratio_level, dis
 
 
 def test_gradient_steps_raise_the_rewarded_completions():
-    trainer, denoiser = GDPO(GDPOConfig(num_iterations=10)), tiny_denoiser()
+    trainer, denoiser = make_method(GDPOConfig(num_iterations=10)), tiny_denoiser()
     batch = batch_of(trainer)
     before = expected_elbo(trainer, denoiser, batch).detach()
     optimizer = torch.optim.Adam(denoiser.model.parameters(), lr=0.01)

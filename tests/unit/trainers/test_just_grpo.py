@@ -6,14 +6,18 @@ import torch
 from method_toys import batch_of, estimate, loss_of, make
 from tiny import tiny_denoiser
 
+from rl4dlm.likelihood.states import block_of_positions
+from rl4dlm.likelihood.trajectory import TrajectoryRecord
 from rl4dlm.types import TrainBatch
 
 
-def in_order(completions: list[list[int]], prompt: list[int]) -> TrainBatch:
+def in_order(completions: list[list[int]], prompt: list[int], block_length: int | None = None) -> TrainBatch:
     """Rows written from left to right, one token per step."""
     ids = np.array(completions, dtype=np.int32)
     ones = np.ones(ids.shape, dtype=bool)
     order = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape).copy()
+    spec = tiny_denoiser(block_length=block_length).spec
+    block = block_of_positions([len(prompt)] * len(ids), ids.shape[1], spec)
     return TrainBatch(
         prompt_ids=tuple(np.array(prompt, dtype=np.int32) for _ in ids),
         completion_ids=ids,
@@ -22,7 +26,7 @@ def in_order(completions: list[list[int]], prompt: list[int]) -> TrainBatch:
         seed=np.arange(len(ids), dtype=np.int64),
         group=np.zeros(len(ids), dtype=np.int32),
         policy_version=0,
-        extra={"step_map": order, "drawn": ones, "rollout_logp": np.zeros(ids.shape, dtype=np.float32)},
+        record=TrajectoryRecord(np.zeros(ids.shape, dtype=np.float32), order, ones, block.numpy()),
     )
 
 
@@ -30,7 +34,9 @@ def in_order(completions: list[list[int]], prompt: list[int]) -> TrainBatch:
 def test_the_likelihoods_of_all_sequences_sum_to_one(block_length):
     every = [[a, b, c] for a in range(4) for b in range(4) for c in range(4)]
     trainer = make(block_length, type="just_grpo")
-    logp = estimate(trainer, tiny_denoiser(block_length=block_length), in_order(every, [1, 2, 0]))
+    logp = estimate(
+        trainer, tiny_denoiser(block_length=block_length), in_order(every, [1, 2, 0], block_length)
+    )
     assert logp.sum(1).exp().sum().item() == pytest.approx(1.0, abs=1e-9)
 
 
@@ -55,5 +61,4 @@ def test_the_loss_is_divided_by_completions_and_canvas():
 
 def test_it_is_the_trajectory_of_the_recorded_steps_without_shrinkage():
     trainer = make(type="just_grpo")
-    assert trainer.shrink == 1
-    assert trainer.num_states(in_order([[0, 1, 2]], [1])).tolist() == [3]
+    assert trainer.likelihood.states.count(in_order([[0, 1, 2]], [1])).tolist() == [3]

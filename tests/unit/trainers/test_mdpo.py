@@ -5,35 +5,40 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from method_toys import runs, with_record
 from tiny import all_subsets, tiny_denoiser, tiny_groups, tiny_rollout, tiny_scores
 
 from rl4dlm.advantage.stepwise import choose_steps
 from rl4dlm.diffusion.replay import state_before, step_prediction
-from rl4dlm.recipe.algorithms import MDPOConfig
+from rl4dlm.recipe.algorithms import MDPOConfig, MethodConfig
 from rl4dlm.rollout.partial import rewarded_steps
-from rl4dlm.trainers.base import Setting
-from rl4dlm.trainers.mdpo import MDPO
-from rl4dlm.trainers.token_trainer import IMPORTANCE
+from rl4dlm.trainers import make_method
+from rl4dlm.trainers.method import Method, Setting
+from rl4dlm.trainers.passes import estimate_rows, micro_batches, step_size
+from rl4dlm.trainers.passes import loss as loss_of_rows
+from rl4dlm.trainers.prepare import partial_decodes, prepare_batch, rewards_by_step
 from rl4dlm.types import Predictions, Prompt, RolloutGroup, flatten
 
 WHOLE = 10**6
 TEMPERATURE = 0.4
 
 
-def make(temperature: float = TEMPERATURE, block_length: int | None = None, **settings) -> MDPO:
+def make(
+    temperature: float = TEMPERATURE, block_length: int | None = None, **settings
+) -> Method[MethodConfig]:
     spec = tiny_denoiser(block_length=block_length).spec
-    return MDPO(MDPOConfig(**{"beta": 0.0, **settings}), Setting(temperature=temperature, spec=spec))
+    return make_method(MDPOConfig(**{"beta": 0.0, **settings}), Setting(temperature=temperature, spec=spec))
 
 
-def prepare(trainer: MDPO, groups, rewards):
+def prepare(trainer: Method[MethodConfig], groups, rewards):
     """The batch of some step rewards, one array per rollout; final rewards are the last ones."""
     final = [float(row[-1]) for row in rewards]
-    return trainer.prepare(groups, tiny_scores(final), policy_version=0, seed=0, step_rewards=rewards)
+    return prepare_batch(trainer, groups, tiny_scores(final), policy_version=0, seed=0, step_rewards=rewards)
 
 
-def random_rewards(trainer: MDPO, groups, seed: int = 0):
+def random_rewards(trainer: Method[MethodConfig], groups, seed: int = 0):
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, 2, len(texts)).astype(np.float32) for texts in trainer.partial_decodes(groups)]
+    return [rng.integers(0, 2, len(texts)).astype(np.float32) for texts in partial_decodes(trainer, groups)]
 
 
 def nearby(seed: int):
@@ -45,21 +50,21 @@ def nearby(seed: int):
     return denoiser
 
 
-def loss_of(trainer: MDPO, denoiser, batch, **cached):
-    (micro,) = trainer.micro_batches(batch, range(len(batch)), WHOLE)
+def loss_of(trainer: Method[MethodConfig], denoiser, batch, **cached):
+    (micro,) = micro_batches(trainer, batch, range(len(batch)), WHOLE)
     given = {name: None if values is None else values[list(micro.rows)] for name, values in cached.items()}
     none = dict.fromkeys(("old", "ref", "current"))
-    size = trainer.step_size(batch, range(len(batch)))
-    return trainer.loss(denoiser, batch, micro, 0, **{**none, **given}, step=size)
+    size = step_size(trainer, batch, range(len(batch)))
+    return loss_of_rows(trainer, denoiser, batch, micro, 0, **{**none, **given}, step=size)
 
 
-def estimate_of(trainer: MDPO, denoiser, batch):
+def estimate_of(trainer: Method[MethodConfig], denoiser, batch):
     """By row `[batch, K, completion]`; zeros for rows that are not run."""
-    shape = (len(batch), *batch.extra["target"].shape[1:])
+    shape = (len(batch), *batch.record.target.shape[1:])
     values = torch.zeros(shape, dtype=torch.float64)
     with torch.no_grad():
-        for micro in trainer.micro_batches(batch, range(len(batch)), WHOLE):
-            values[list(micro.rows)] = trainer.estimate(denoiser, batch, micro, 0)
+        for micro in micro_batches(trainer, batch, range(len(batch)), WHOLE):
+            values[list(micro.rows)] = estimate_rows(trainer.likelihood, denoiser, batch, micro, 0)
     return values
 
 
@@ -74,7 +79,7 @@ def tempered_logp(denoiser, rollout, step: int) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, torch.from_numpy(found.token).long()[:, None])[:, 0]
 
 
-def hand_loss(trainer: MDPO, denoiser, groups, rewards, old=None, ref=None) -> torch.Tensor:
+def hand_loss(trainer: Method[MethodConfig], denoiser, groups, rewards, old=None, ref=None) -> torch.Tensor:
     """The loss as the method writes it, step by step and token by token."""
     config, rollouts = trainer.config, flatten(groups)
     group = np.repeat(np.arange(len(groups)), [len(g.rollouts) for g in groups])
@@ -152,12 +157,12 @@ def test_at_ratio_one_the_gradient_is_the_advantage_times_that_of_the_log_probab
     )
     rewards = random_rewards(trainer, groups)
     batch, _ = prepare(trainer, groups, rewards)
-    (micro,) = trainer.micro_batches(batch, range(len(batch)), WHOLE)
+    (micro,) = micro_batches(trainer, batch, range(len(batch)), WHOLE)
     mine = gradient(denoiser, loss_of(trainer, denoiser, batch)[0])
     rows = list(micro.rows)
-    logp = trainer.estimate(denoiser, batch, micro, 0)  # [rows, K, completion]
-    target, share = (torch.from_numpy(batch.extra[name][rows]) for name in ("target", "step_share"))
-    advantage = torch.from_numpy(batch.extra["token_advantage"][rows])[..., 0]
+    logp = estimate_rows(trainer.likelihood, denoiser, batch, micro, 0)  # [rows, K, completion]
+    target, share = (torch.from_numpy(getattr(batch.record, name)[rows]) for name in ("target", "step_share"))
+    advantage = torch.from_numpy(batch.token_advantage[rows])[..., 0]
     per_step = logp.sum(-1) / (target.sum(-1) + 1e-4)
     theirs = gradient(denoiser, -(share * advantage * per_step).sum() / len(batch))
     for left, right in zip(mine, theirs, strict=True):
@@ -178,11 +183,11 @@ def test_importance_weights_compare_a_prediction_with_its_own_record():
     trainer, denoiser = make(importance_correction="truncated"), tiny_denoiser()
     groups = [recorded_by(denoiser, group) for group in tiny_groups()]
     batch, _ = prepare(trainer, groups, random_rewards(trainer, groups))
-    assert trainer.replay is not None
-    now, recorded = estimate_of(trainer.replay.trainer, denoiser, batch), batch.extra["rollout_logp"]
+    assert trainer.replay is trainer.likelihood
+    now, recorded = estimate_of(trainer, denoiser, batch), batch.record.rollout_logp
     assert_close(now, torch.from_numpy(recorded).double(), 1e-5)
     plain, _ = loss_of(trainer, denoiser, batch)
-    doubled = replace(batch, extra={**batch.extra, IMPORTANCE: np.full_like(recorded, 2)})
+    doubled = replace(batch, importance=np.full_like(recorded, 2))
     assert loss_of(trainer, denoiser, doubled)[0].item() == pytest.approx(2 * plain.item(), rel=1e-6)
 
 
@@ -228,14 +233,14 @@ def test_the_expected_gradient_is_that_of_the_expected_reward():
     trainer, denoiser, group = make(1.0, **settings), tiny_denoiser(), one_step_group(EVERY_PREDICTION)
     reward = np.random.default_rng(0).random(16).astype(np.float32)
     batch, _ = prepare(trainer, [group], [np.float32([value]) for value in reward])
-    (micro,) = trainer.micro_batches(batch, range(16), WHOLE)
-    probability = trainer.estimate(denoiser, batch, micro, 0)[:, 0].sum(-1).exp()
+    (micro,) = micro_batches(trainer, batch, range(16), WHOLE)
+    probability = estimate_rows(trainer.likelihood, denoiser, batch, micro, 0)[:, 0].sum(-1).exp()
     expected = gradient(denoiser, (probability * torch.from_numpy(reward[list(micro.rows)])).sum())
     # The loss is a mean over 16 rows and over 2 (+ 1e-4) tokens; each row is weighed by its probability.
     chance = np.zeros(16, np.float32)
     chance[list(micro.rows)] = probability.detach().numpy()
-    weighed = batch.extra["token_weight"] * chance[:, None, None] * 16 * 2.0001
-    batch = replace(batch, extra={**batch.extra, "token_weight": weighed.astype(np.float32)})
+    weighed = batch.record.token_weight * chance[:, None, None] * 16 * 2.0001
+    batch = with_record(batch, token_weight=weighed.astype(np.float32))
     loss, _ = loss_of(trainer, denoiser, batch)
     for mine, theirs in zip(gradient(denoiser, loss), expected, strict=True):
         assert_close(mine, -theirs)
@@ -245,17 +250,18 @@ def test_a_shift_of_all_step_rewards_changes_nothing():
     trainer, groups = make(), tiny_groups()
     rewards = random_rewards(trainer, groups)
     first, second = (prepare(trainer, groups, [row + shift for row in rewards])[0] for shift in (0, 4))
-    for name in first.extra:
-        np.testing.assert_allclose(second.extra[name], first.extra[name], atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(second.token_advantage, first.token_advantage, atol=1e-5)
+    for name, array in vars(first.record).items():
+        np.testing.assert_allclose(getattr(second.record, name), array, atol=1e-5, err_msg=name)
 
 
 def test_completions_that_share_their_step_rewards_are_not_run_without_a_kl_term():
     groups = tiny_groups()
-    for beta, runs in ((0.0, False), (0.02, True)):
+    for beta, expected in ((0.0, False), (0.02, True)):
         trainer = make(beta=beta)
-        rewards = [np.float32(np.ones(len(texts))) for texts in trainer.partial_decodes(groups)]
+        rewards = [np.float32(np.ones(len(texts))) for texts in partial_decodes(trainer, groups)]
         batch, _ = prepare(trainer, groups, rewards)
-        assert trainer.has_loss(batch).any() == runs
+        assert runs(trainer, batch).any() == expected
 
 
 def test_a_completion_with_a_failed_step_reward_leaves_the_update():
@@ -268,7 +274,7 @@ def test_a_completion_with_a_failed_step_reward_leaves_the_update():
 
 def test_backsliding_completions_are_counted():
     trainer, groups = make(), tiny_groups(1, 4)
-    lengths = [len(texts) for texts in trainer.partial_decodes(groups)]
+    lengths = [len(texts) for texts in partial_decodes(trainer, groups)]
     rewards = [np.zeros(length, np.float32) for length in lengths]
     longest = int(np.argmax(lengths))
     rewards[longest][0] = 1
@@ -282,9 +288,9 @@ def test_states_are_read_as_they_were_visited_also_by_block_causal_models():
     groups = tiny_groups()
     batch, _ = prepare(trainer, groups, random_rewards(trainer, groups))
     logp = estimate_of(trainer, denoiser, batch)
-    rollouts, share = flatten(groups), batch.extra["step_share"]
+    rollouts, share = flatten(groups), batch.record.step_share
     for row, place in zip(*np.nonzero(share), strict=True):
-        hidden = batch.extra["canvas"][row, place] == denoiser.spec.mask_id
+        hidden = batch.record.canvas[row, place] == denoiser.spec.mask_id
         step = int(np.flatnonzero(rollouts[row].trace.step_masked == hidden.sum())[0])
         expected = tempered_logp(denoiser, rollouts[row], step).detach()
         torch.testing.assert_close(logp[row, place][torch.from_numpy(hidden)], expected, atol=1e-9, rtol=0)
@@ -297,17 +303,12 @@ def test_every_subset_of_revealed_tokens_is_a_state_of_its_own():
     batch, _ = prepare(trainer, [group], [np.float32([0]), np.float32([1])])
     for hidden in all_subsets(2)[1:]:
         canvas = np.where(hidden.numpy(), denoiser.spec.mask_id, 2)
-        extra = {
-            **batch.extra,
-            "canvas": np.broadcast_to(canvas, batch.extra["canvas"].shape).astype(np.int32),
-        }
-        extra["target"] = np.broadcast_to(hidden.numpy(), canvas.shape) & (
-            extra["canvas"] == denoiser.spec.mask_id
-        )
-        logp = estimate_of(trainer, denoiser, replace(batch, extra=extra))[0, 0]
+        shown = np.broadcast_to(canvas, batch.record.canvas.shape).astype(np.int32)
+        target = np.broadcast_to(hidden.numpy(), canvas.shape) & (shown == denoiser.spec.mask_id)
+        logp = estimate_of(trainer, denoiser, with_record(batch, canvas=shown, target=target))[0, 0]
         ids = torch.tensor([[1, 2, *canvas.tolist()]])
         rows = denoiser.logits(ids, None, ids == denoiser.spec.mask_id).log_softmax(-1)
-        labels = torch.from_numpy(batch.extra["prediction"][0, 0]).long()[hidden]
+        labels = torch.from_numpy(batch.record.prediction[0, 0]).long()[hidden]
         torch.testing.assert_close(logp[hidden], rows.gather(1, labels[:, None])[:, 0], atol=1e-12, rtol=0)
 
 
@@ -315,7 +316,7 @@ def test_step_rewards_are_recorded_at_the_steps_that_were_verified():
     trainer, groups = make(reward_stride=3), tiny_groups(num_groups=1, group_size=2)
     rewards = random_rewards(trainer, groups)
     for row, rollout, asked in zip(
-        trainer.rewards_by_step(groups, rewards), flatten(groups), rewards, strict=True
+        rewards_by_step(trainer, groups, rewards), flatten(groups), rewards, strict=True
     ):
         steps = rewarded_steps(rollout.num_steps, 3)
         assert row.shape == (rollout.num_steps,) and row[steps].tolist() == asked.tolist()

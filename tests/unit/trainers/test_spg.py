@@ -7,33 +7,37 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from method_toys import states_of
 from tiny import all_subsets, conditional_table, enumerate_elbo, tiny_denoiser, tiny_groups, tiny_scores
 
 from rl4dlm.likelihood.block_random import block_random_masks
 from rl4dlm.likelihood.bounds import elbo_per_token, eubo_per_token
 from rl4dlm.loss.sandwich import sandwiched
-from rl4dlm.recipe.algorithms import SPGConfig
-from rl4dlm.trainers.base import Setting
-from rl4dlm.trainers.spg import SPG
+from rl4dlm.recipe.algorithms import MethodConfig, SPGConfig
+from rl4dlm.trainers import make_method
+from rl4dlm.trainers.method import Method, Setting
+from rl4dlm.trainers.passes import estimate_rows, micro_batches, step_size
+from rl4dlm.trainers.passes import loss as loss_of_rows
+from rl4dlm.trainers.prepare import prepare_batch
 from rl4dlm.types import TrainBatch
 
 REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]
 WHOLE = 10**6
 
 
-def make(**settings) -> SPG:
-    return SPG(SPGConfig(**settings), Setting(block_length=2))
+def make(**settings) -> Method[MethodConfig]:
+    return make_method(SPGConfig(**settings), Setting(block_length=2))
 
 
-def batch_of(trainer: SPG) -> TrainBatch:
-    batch, _ = trainer.prepare(tiny_groups(), tiny_scores(REWARD), policy_version=0, seed=5)
+def batch_of(trainer: Method[MethodConfig]) -> TrainBatch:
+    batch, _ = prepare_batch(trainer, tiny_groups(), tiny_scores(REWARD), policy_version=0, seed=5)
     assert batch is not None
     return batch
 
 
-def states_of(trainer: SPG, batch: TrainBatch, count: int):
+def masks_of(trainer: Method[MethodConfig], batch: TrainBatch, count: int):
     """Hidden, scored and prompt masks of all rows, `[rows, states, completion]`."""
-    states = trainer.states(batch, range(len(batch)), 0)
+    states = states_of(trainer, batch, range(len(batch)), 0)
     shape = (len(batch), count, -1)
     return states.is_masked.view(shape), states.target.view(shape), states.weight.view(shape)
 
@@ -96,17 +100,17 @@ def test_what_follows_the_end_of_text_is_hidden_and_never_scored():
     batch = batch_of(trainer)
     ended = np.flatnonzero(~batch.loss_mask.all(1))
     assert len(ended)
-    hidden, target, _ = states_of(trainer, batch, 2)
-    kept, _, _ = states_of(make(after_eos="keep"), batch, 2)
+    hidden, target, _ = masks_of(trainer, batch, 2)
+    kept, _, _ = masks_of(make(after_eos="keep"), batch, 2)
     after = ~torch.from_numpy(batch.loss_mask)[:, None].expand_as(hidden)
     assert hidden[after].all() and not kept[after].any() and not target[after].any()
 
 
 def test_the_released_code_scores_all_that_is_hidden_and_the_restricted_form_the_block_alone():
     batch = batch_of(make())
-    hidden, target, _ = states_of(make(after_eos="keep", p_mask_prompt=0.0), batch, 2)
+    hidden, target, _ = masks_of(make(after_eos="keep", p_mask_prompt=0.0), batch, 2)
     assert torch.equal(hidden, target)
-    restricted = states_of(make(after_eos="keep", p_mask_prompt=0.0, restrict_to_block=True), batch, 2)
+    restricted = masks_of(make(after_eos="keep", p_mask_prompt=0.0, restrict_to_block=True), batch, 2)
     assert torch.equal(restricted[0], hidden)
     assert (restricted[1].sum(-1) <= 2).all() and (restricted[1].sum() < target.sum())
 
@@ -118,10 +122,10 @@ def test_the_released_code_scores_all_that_is_hidden_and_the_restricted_form_the
 def test_the_lower_bound_is_the_mean_over_states_of_means_over_hidden_tokens(settings):
     trainer, denoiser = make(after_eos="keep", **settings), tiny_denoiser()
     batch = batch_of(trainer)
-    (micro,) = trainer.micro_batches(dataclasses.replace(batch, advantage=np.ones(12)), range(12), WHOLE)
-    value = trainer.estimate(denoiser, batch, micro, 0)
+    (micro,) = micro_batches(trainer, dataclasses.replace(batch, advantage=np.ones(12)), range(12), WHOLE)
+    value = estimate_rows(trainer.likelihood, denoiser, batch, micro, 0)
     count = trainer.config.num_masks
-    _, target, weight = (part[list(micro.rows)] for part in states_of(trainer, batch, count))
+    _, target, weight = (part[list(micro.rows)] for part in masks_of(trainer, batch, count))
     length = torch.tensor(batch.loss_mask[list(micro.rows)].sum(1))
     expected = ((value * target).sum(-1) / target.sum(-1)).mean(1)
     torch.testing.assert_close(elbo_per_token(value, weight, length), expected, atol=1e-9, rtol=0)
@@ -188,17 +192,18 @@ def test_good_completions_take_the_lower_bound_and_bad_ones_the_mixture():
 def test_the_loss_weighs_completions_by_their_length():
     trainer, denoiser = make(), tiny_denoiser()
     batch = batch_of(trainer)
-    (micro,) = trainer.micro_batches(batch, range(12), WHOLE)
+    (micro,) = micro_batches(trainer, batch, range(12), WHOLE)
     rows = list(micro.rows)
-    value = trainer.estimate(denoiser, batch, micro, 0)
-    _, _, weight = (part[rows] for part in states_of(trainer, batch, 2))
+    value = estimate_rows(trainer.likelihood, denoiser, batch, micro, 0)
+    _, _, weight = (part[rows] for part in masks_of(trainer, batch, 2))
     length = torch.tensor(batch.loss_mask[rows].sum(1)).double()
     advantage = torch.tensor(batch.advantage[rows])
     lower = elbo_per_token(value, weight, length)
     upper = eubo_per_token(value, weight, exponent=1.5)
     bound = torch.where(advantage >= 0, lower, (lower + upper) / 2)
     expected = -(length * advantage * bound).sum() / batch.loss_mask.sum()
-    loss, metrics = trainer.loss(
+    loss, metrics = loss_of_rows(
+        trainer,
         denoiser,
         batch,
         micro,
@@ -206,8 +211,8 @@ def test_the_loss_weighs_completions_by_their_length():
         old=None,
         ref=None,
         current=None,
-        step=trainer.step_size(batch, range(12)),
+        step=step_size(trainer, batch, range(12)),
     )
     assert loss.item() == pytest.approx(expected.item(), abs=1e-9)
-    counted = trainer.step_size(batch, range(12)).num_counted
+    counted = step_size(trainer, batch, range(12)).num_counted
     assert metrics["eubo/mean"] == pytest.approx(upper.sum().item() / counted)

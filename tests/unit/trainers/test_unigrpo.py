@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from method_toys import batch_of, estimate, loss_of, make, perturbed
+from method_toys import batch_of, estimate, loss_of, make, perturbed, states_of
 from tiny import conditional_table, subset_code, tiny_denoiser, tiny_groups
 
 from rl4dlm.trainers.unigrpo import spread_rate
@@ -22,7 +22,7 @@ def test_only_actions_are_hidden_and_the_last_pass_hides_all_of_them():
     batch = batch_of(trainer)
     action = torch.from_numpy(batch.loss_mask)
     for inner in range(4):
-        states = trainer.states(batch, range(12), inner)
+        states = states_of(trainer, batch, range(12), inner)
         assert not (states.is_masked & ~action).any() and states.is_masked.any(1).all()
         assert torch.equal(states.target, states.is_masked)
     assert torch.equal(states.is_masked, action)
@@ -31,7 +31,7 @@ def test_only_actions_are_hidden_and_the_last_pass_hides_all_of_them():
 def test_masked_tokens_stand_for_all_actions_of_their_row():
     trainer = make(type="unigrpo")
     batch = batch_of(trainer)
-    states = trainer.states(batch, range(12), 0)
+    states = states_of(trainer, batch, range(12), 0)
     total = states.stands_for.sum(1)
     torch.testing.assert_close(total, torch.from_numpy(batch.loss_mask.sum(1)).double())
 
@@ -39,7 +39,7 @@ def test_masked_tokens_stand_for_all_actions_of_their_row():
 def test_hidden_tokens_are_scored_given_the_others():
     trainer, denoiser = make(type="unigrpo"), tiny_denoiser()
     batch = batch_of(trainer)
-    values, masks = estimate(trainer, denoiser, batch, 1), trainer.states(batch, range(12), 1).is_masked
+    values, masks = estimate(trainer, denoiser, batch, 1), states_of(trainer, batch, range(12), 1).is_masked
     for row in range(12):
         table = conditional_table(denoiser, batch.prompt_ids[row], batch.completion_ids[row])
         torch.testing.assert_close(values[row], table[subset_code(masks[row])], atol=1e-12, rtol=0)
@@ -50,7 +50,7 @@ def test_the_loss_is_the_mean_over_rows_of_the_mean_over_masked_tokens():
     batch, now = batch_of(trainer), perturbed()
     old = estimate(trainer, tiny_denoiser(), batch, 1)
     loss, metrics = loss_of(trainer, now, batch, inner=1, old=old)
-    new, masks = estimate(trainer, now, batch, 1).numpy(), trainer.states(batch, range(12), 1).is_masked
+    new, masks = estimate(trainer, now, batch, 1).numpy(), states_of(trainer, batch, range(12), 1).is_masked
     rows, ratios = [], []
     for row in range(12):
         ratio = np.exp(new[row] - old[row].numpy())[masks[row].numpy()]

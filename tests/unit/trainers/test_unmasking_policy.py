@@ -18,7 +18,10 @@ from rl4dlm.models import UnmaskNet, UnmaskNetConfig, new_policy, open_policy, s
 from rl4dlm.recipe.algorithms import UnmaskingPolicyConfig
 from rl4dlm.rollout import Engine, Request
 from rl4dlm.trainers import make_method
-from rl4dlm.trainers.base import MicroBatch, Setting
+from rl4dlm.trainers.method import MicroBatch, Setting
+from rl4dlm.trainers.passes import estimate_rows, micro_batches, needs_current, step_size
+from rl4dlm.trainers.passes import loss as loss_of_rows
+from rl4dlm.trainers.prepare import prepare_batch
 from rl4dlm.trainers.unmasking_policy import decision_gap, decision_logp
 from rl4dlm.types import Denoiser, PolicyActions, Prompt, Rollout, RolloutGroup, TrainBatch
 
@@ -57,7 +60,7 @@ def batch_of(trainer: Any, rollouts: list[Rollout], reward: list[float] = REWARD
         RolloutGroup(Prompt(i, "", "", (0, 1, 2)), tuple(rollouts[i : i + 4]))
         for i in range(0, len(rollouts), 4)
     ]
-    batch, _ = trainer.prepare(groups, tiny_scores(reward), policy_version=0, seed=1)
+    batch, _ = prepare_batch(trainer, groups, tiny_scores(reward), policy_version=0, seed=1)
     assert batch is not None
     return batch
 
@@ -67,17 +70,17 @@ def step(
 ) -> tuple[float, dict[str, torch.Tensor], dict[str, float]]:
     """Loss, gradient and metrics of one optimizer step over all ranks."""
     policy.zero_grad()
-    size, total, parts = trainer.step_size(batch, range(len(batch))), 0.0, []
+    size, total, parts = step_size(trainer, batch, range(len(batch))), 0.0, []
     for rank in range(num_ranks):
-        for micro in trainer.micro_batches(batch, range(rank, len(batch), num_ranks), budget):
-            assert not trainer.needs_current(micro)
+        for micro in micro_batches(trainer, batch, range(rank, len(batch), num_ranks), budget):
+            assert not needs_current(trainer, micro)
             cached = None
             if old is not None:
                 whole = replace_states(trainer, batch, micro)
                 with torch.no_grad():
-                    cached = trainer.estimate(as_denoiser(old), batch, whole, 0)
-            loss, metrics = trainer.loss(
-                as_denoiser(policy), batch, micro, 0, old=cached, ref=None, current=None, step=size
+                    cached = estimate_rows(trainer.likelihood, as_denoiser(old), batch, whole, 0)
+            loss, metrics = loss_of_rows(
+                trainer, as_denoiser(policy), batch, micro, 0, old=cached, ref=None, current=None, step=size
             )
             loss.backward()
             total += loss.item()
@@ -86,7 +89,7 @@ def step(
 
 
 def replace_states(trainer: Any, batch: TrainBatch, micro: MicroBatch) -> MicroBatch:
-    return MicroBatch(micro.rows, tuple(range(int(trainer.num_states(batch).max()))), True)
+    return MicroBatch(micro.rows, tuple(range(int(trainer.likelihood.states.count(batch).max()))), True)
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 2.5])
@@ -134,7 +137,7 @@ def test_the_estimate_of_a_step_stands_in_its_place() -> None:
     batch = batch_of(trainer, rollouts)
     whole = replace_states(trainer, batch, MicroBatch(tuple(range(8)), (), True))
     with torch.no_grad():
-        value = trainer.estimate(as_denoiser(net), batch, whole, 0)
+        value = estimate_rows(trainer.likelihood, as_denoiser(net), batch, whole, 0)
     assert value.shape == (8, 6)
     for row, rollout in zip(value, rollouts, strict=True):
         assert rollout.trace.actions is not None
@@ -175,7 +178,7 @@ def by_hand() -> list[Rollout]:
 def hand_batch(trainer: Any) -> TrainBatch:
     """Rewards 1 and 0 and no bonus for speed: advantages 1/2 and -1/2."""
     group = RolloutGroup(Prompt(0, "", "", (0, 1, 2)), tuple(by_hand()))
-    batch, metrics = trainer.prepare([group], tiny_scores([1.0, 0.0]), policy_version=0, seed=1)
+    batch, metrics = prepare_batch(trainer, [group], tiny_scores([1.0, 0.0]), policy_version=0, seed=1)
     assert batch.advantage.tolist() == [0.5, -0.5] and metrics["reward/with_speed"] == 0.5
     return batch
 
@@ -210,7 +213,7 @@ def test_ratios_are_clipped_step_by_step() -> None:
 def test_speed_enters_the_advantage_as_a_factor_of_the_reward() -> None:
     trainer = make(alpha=1.0)
     group = RolloutGroup(Prompt(0, "", "", (0, 1, 2)), tuple(by_hand()))
-    batch, metrics = trainer.prepare([group], tiny_scores([1.0, 1.0]), policy_version=0, seed=1)
+    batch, metrics = prepare_batch(trainer, [group], tiny_scores([1.0, 1.0]), policy_version=0, seed=1)
     # Canvas 3: two steps leave 1/3, one step 2/3.
     assert batch.advantage.tolist() == pytest.approx([-1 / 6, 1 / 6])
     assert metrics["reward"] == 1.0 and metrics["reward/with_speed"] == pytest.approx(0.5)
@@ -238,7 +241,7 @@ def test_gradient_steps_make_the_rewarded_decisions_likelier() -> None:
 
     def gain() -> float:
         with torch.no_grad():
-            value = trainer.estimate(as_denoiser(policy), batch, whole, 0).sum(1)
+            value = estimate_rows(trainer.likelihood, as_denoiser(policy), batch, whole, 0).sum(1)
             return float((value * torch.tensor(batch.advantage)).sum())
 
     before, optimizer = gain(), torch.optim.Adam(policy.parameters(), lr=1e-3)

@@ -9,7 +9,10 @@ from tiny import tiny_denoiser, tiny_groups, tiny_scores
 
 from rl4dlm.advantage.weights import softmax_weights
 from rl4dlm.recipe.algorithms import WD1Config
-from rl4dlm.trainers.wd1 import WD1
+from rl4dlm.trainers import make_method
+from rl4dlm.trainers.passes import estimate_rows, micro_batches, step_size
+from rl4dlm.trainers.passes import loss as loss_of_rows
+from rl4dlm.trainers.prepare import prepare_batch
 
 REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]
 ONE_GROUP = np.zeros(4, dtype=np.int32)
@@ -43,17 +46,21 @@ def test_a_sharp_softmax_compares_the_best_with_the_worst_alone():
 
 
 def test_the_loss_is_the_mean_over_groups_of_weighted_sums_of_log_likelihoods():
-    trainer, denoiser = WD1(WD1Config()), tiny_denoiser()
-    batch, _ = trainer.prepare(tiny_groups(), tiny_scores(REWARD), policy_version=0, seed=5)
-    (micro,) = trainer.micro_batches(batch, range(12), 10**6)
+    trainer, denoiser = make_method(WD1Config()), tiny_denoiser()
+    batch, _ = prepare_batch(trainer, tiny_groups(), tiny_scores(REWARD), policy_version=0, seed=5)
+    (micro,) = micro_batches(trainer, batch, range(12), 10**6)
     with torch.no_grad():
-        logp = dict(zip(micro.rows, trainer.estimate(denoiser, batch, micro, 0).tolist(), strict=True))
+        logp = dict(
+            zip(
+                micro.rows, estimate_rows(trainer.likelihood, denoiser, batch, micro, 0).tolist(), strict=True
+            )
+        )
     expected = 0.0
     for number, rewards in enumerate(np.array(REWARD).reshape(3, 4)):
         raised, lowered = softmax_weights(rewards, ONE_GROUP, psi=1.0)
         for sample, weight in enumerate(lowered - raised):
             expected += weight * logp.get(4 * number + sample, 0.0) / 3
-    step = trainer.step_size(batch, range(12))
-    loss, _ = trainer.loss(denoiser, batch, micro, 0, old=None, ref=None, current=None, step=step)
+    step = step_size(trainer, batch, range(12))
+    loss, _ = loss_of_rows(trainer, denoiser, batch, micro, 0, old=None, ref=None, current=None, step=step)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     assert set(micro.rows) == {0, 1, 2, 3, 8, 9, 10, 11}  # the group of equal rewards is not run

@@ -11,9 +11,13 @@ from tiny import tiny_denoiser, tiny_groups, tiny_rollout, tiny_scores
 
 from rl4dlm.advantage.weights import softmax_weights
 from rl4dlm.diffusion.replay import prediction_at, state_before
-from rl4dlm.recipe.algorithms import WD1PlusConfig
-from rl4dlm.trainers.base import Setting
-from rl4dlm.trainers.wd1pp import WD1Plus, draw_steps
+from rl4dlm.recipe.algorithms import MethodConfig, WD1PlusConfig
+from rl4dlm.trainers import make_method
+from rl4dlm.trainers.method import Method, Setting
+from rl4dlm.trainers.passes import estimate_rows, micro_batches, step_size
+from rl4dlm.trainers.passes import loss as loss_of_rows
+from rl4dlm.trainers.prepare import prepare_batch
+from rl4dlm.trainers.wd1pp import draw_steps
 from rl4dlm.types import RolloutGroup, TrainBatch, flatten
 
 REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]
@@ -21,13 +25,13 @@ MASK = 4
 WHOLE = 10**6
 
 
-def make(**settings) -> WD1Plus:
-    return WD1Plus(WD1PlusConfig(**settings), Setting(spec=tiny_denoiser().spec))
+def make(**settings) -> Method[MethodConfig]:
+    return make_method(WD1PlusConfig(**settings), Setting(spec=tiny_denoiser().spec))
 
 
-def batch_of(trainer: WD1Plus, groups=None) -> TrainBatch:
+def batch_of(trainer: Method[MethodConfig], groups=None) -> TrainBatch:
     groups = tiny_groups() if groups is None else groups
-    batch, _ = trainer.prepare(groups, tiny_scores(REWARD), policy_version=0, seed=5)
+    batch, _ = prepare_batch(trainer, groups, tiny_scores(REWARD), policy_version=0, seed=5)
     assert batch is not None
     return batch
 
@@ -52,8 +56,8 @@ def test_the_estimate_is_the_mean_over_steps_of_weighted_log_likelihoods_of_pred
     trainer, denoiser = make(), tiny_denoiser()
     rollouts = flatten(tiny_groups())
     batch = batch_of(trainer)
-    (micro,) = trainer.micro_batches(batch, range(12), WHOLE)
-    value = trainer.estimate(denoiser, batch, micro, 0)
+    (micro,) = micro_batches(trainer, batch, range(12), WHOLE)
+    value = estimate_rows(trainer.likelihood, denoiser, batch, micro, 0)
     for row, found in zip(micro.rows, value.tolist(), strict=True):
         rollout, total = rollouts[row], 0.0
         for step in range(rollout.num_steps):
@@ -72,16 +76,20 @@ def test_the_estimate_is_the_mean_over_steps_of_weighted_log_likelihoods_of_pred
 def test_the_loss_is_the_mean_over_groups_of_the_mean_over_their_completions():
     trainer, denoiser = make(sample_train_steps=3), tiny_denoiser()
     batch = batch_of(trainer)
-    (micro,) = trainer.micro_batches(batch, range(12), WHOLE)
+    (micro,) = micro_batches(trainer, batch, range(12), WHOLE)
     with torch.no_grad():
-        logp = dict(zip(micro.rows, trainer.estimate(denoiser, batch, micro, 0).tolist(), strict=True))
+        logp = dict(
+            zip(
+                micro.rows, estimate_rows(trainer.likelihood, denoiser, batch, micro, 0).tolist(), strict=True
+            )
+        )
     expected = 0.0
     for number, rewards in enumerate(np.array(REWARD).reshape(3, 4)):
         raised, lowered = softmax_weights(rewards, np.zeros(4), psi=1.0)
         for sample, weight in enumerate(lowered - raised):
             expected += weight * logp.get(4 * number + sample, 0.0) / 4 / 3
-    step = trainer.step_size(batch, range(12))
-    loss, _ = trainer.loss(denoiser, batch, micro, 0, old=None, ref=None, current=None, step=step)
+    step = step_size(trainer, batch, range(12))
+    loss, _ = loss_of_rows(trainer, denoiser, batch, micro, 0, old=None, ref=None, current=None, step=step)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -90,8 +98,8 @@ def test_the_narrow_scope_scores_nothing_after_the_end():
         RolloutGroup(group.prompt, tuple(dataclasses.replace(r, completion_len=2) for r in group.rollouts))
         for group in tiny_groups()
     ]
-    wide = batch_of(make(), groups).extra["target"]
-    narrow = batch_of(make(completion_scope="until_eos"), groups).extra["target"]
+    wide = batch_of(make(), groups).record.target
+    narrow = batch_of(make(completion_scope="until_eos"), groups).record.target
     assert narrow[..., :2].sum() == wide[..., :2].sum() > 0
     assert wide[..., 2:].any() and not narrow[..., 2:].any()
 
@@ -109,4 +117,4 @@ def test_a_rollout_without_predictions_is_refused():
     ]
     with pytest.raises(ValueError, match="predictions were not recorded"):
         batch_of(make(), groups)
-    assert make().needs_predictions
+    assert make().config.needs_predictions

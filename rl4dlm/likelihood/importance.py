@@ -7,7 +7,10 @@ inference engine.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -26,3 +29,17 @@ def truncated_weights(logp: Tensor, rollout_logp: Tensor, *, cap: float) -> Tens
         The weights, without gradient.
     """
     return (logp - rollout_logp).detach().clamp(max=math.log(cap)).exp()
+
+
+def importance_weights(
+    now: Mapping[int, Tensor], rollout_logp: np.ndarray, *, cap: float
+) -> dict[int, Tensor]:
+    """The weights of every token of some rows.
+
+    Args:
+        now: by row of the batch: log-probabilities under the weights that an update begins with, nats.
+        rollout_logp: `[batch, ...]`, nats, as the sampler recorded it.
+        cap: largest weight, at least 1.
+    """
+    recorded = torch.from_numpy(rollout_logp)
+    return {row: truncated_weights(logp, recorded[row].to(logp), cap=cap) for row, logp in now.items()}

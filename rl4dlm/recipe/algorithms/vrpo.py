@@ -1,17 +1,24 @@
-"""Methods that learn from pairs: VRPO."""
+"""Settings, facts and rules of VRPO (LLaDA 1.5, arXiv:2505.19223)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from rl4dlm.recipe.algorithms.base import AnyMethod
+from rl4dlm.recipe.algorithms.base import ElboEstimated, MethodConfig, defaults
+from rl4dlm.recipe.findings import Finding
 from rl4dlm.recipe.sections import RolloutConfig
 
+if TYPE_CHECKING:
+    from rl4dlm.recipe.root import Recipe
 
-class VRPOConfig(AnyMethod):
-    """VRPO (LLaDA 1.5, arXiv:2505.19223): preference optimisation from pairs, DPO with ELBO estimates."""
+
+@defaults(estimator="stratified", num_nodes=8)
+class VRPOConfig(MethodConfig, ElboEstimated):
+    """VRPO (LLaDA 1.5, arXiv:2505.19223): preference optimisation from pairs, DPO with ELBO estimates. For a
+    given number of states, one mask per rate has the lowest variance."""
 
     type: Literal["vrpo"] = "vrpo"
 
@@ -19,21 +26,6 @@ class VRPOConfig(AnyMethod):
     """Where preferences come from. `offline`: `data.train` has the columns `prompt`, `chosen` and `rejected`;
     nothing is sampled for an update, and rewards serve evaluation alone. `online`: the best against the worst
     completion of every prompt by reward; prompts whose completions are all alike are left out."""
-
-    estimator: Literal["sdmc", "double_mc", "stratified"] = "stratified"
-    """How the ELBO is estimated. `stratified`: exact counts stratified over 1..L with weight L/k, unbiased.
-    `double_mc`: mask rates drawn uniformly. `sdmc`: Gauss-Legendre nodes over the mask rate."""
-
-    num_nodes: int = Field(8, ge=1, le=64)
-    """n_t: mask rates (or counts) per completion and pass."""
-
-    num_masks: int = Field(1, ge=1)
-    """n_m: masks per rate. For a given product n_t * n_m, 1 has the lowest variance."""
-
-    count_rule: Literal["round_half", "round", "floor_release", "bernoulli"] = "round_half"
-    """Masked positions at rate t of L: `round_half` round(tL + 1/2) with weight L/count, `round` round(tL)
-    with weight L/count, `floor_release` floor(tL) with weight 1/t, `bernoulli` each position independently
-    with weight 1/t. Not used by `stratified`."""
 
     beta: float = Field(0.2, gt=0)
     """How soon a pair counts as learnt; larger values stay nearer to the reference. Multiplies differences of
@@ -48,7 +40,7 @@ class VRPOConfig(AnyMethod):
 
     def states_per_completion(self, rollout: RolloutConfig) -> float:
         """n_t * n_m for two completions of every prompt."""
-        return 2.0 * self.num_nodes * self.num_masks / rollout.num_generations
+        return 2.0 * self.num_states / rollout.num_generations
 
     def rows_per_prompt(self, rollout: RolloutConfig) -> int:
         """A pair."""
@@ -68,3 +60,13 @@ class VRPOConfig(AnyMethod):
     def corrects_staleness(self) -> bool:
         """Which completion is better does not depend on who wrote it."""
         return True
+
+    def rules(self, recipe: Recipe) -> Iterator[Finding]:
+        """Besides what all methods ask for: recorded pairs are somewhere."""
+        yield from super().rules(recipe)
+        if not self.samples_rollouts and recipe.data.train is None:
+            yield (
+                "algorithm.pairs",
+                "algorithm.pairs = offline needs recorded pairs, and data.train is not set",
+                "set data.train to rows with `prompt`, `chosen` and `rejected`, or algorithm.pairs: online",
+            )

@@ -1,16 +1,21 @@
-"""Methods that learn from the steps of a trajectory: TraceRL, MDPO, a policy that unmasks."""
+"""Settings, facts and rules of TraceRL (arXiv:2509.06949), its value model and its longer blocks."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from rl4dlm.recipe.algorithms.base import Clipped, Corrected, Referenced, TokenLevel
+from rl4dlm.recipe.algorithms.base import Passes, Referenced, TokenLevel, defaults
+from rl4dlm.recipe.findings import Finding
 from rl4dlm.recipe.sections import Config, RolloutConfig
 
+if TYPE_CHECKING:
+    from rl4dlm.recipe.root import Recipe
 
-class ValueConfig(Config):
+
+class ValueConfig(Passes):
     """The diffusion value model of TraceRL: one value per token of a state, trained along the trace."""
 
     learning_rate: float = Field(5e-6, gt=0)
@@ -34,6 +39,11 @@ class ValueConfig(Config):
     whiten_advantages: bool = False
     """Shift and scale the token advantages of an update to mean 0 and standard deviation 1."""
 
+    @property
+    def learns_from_every_row(self) -> bool:
+        """Every completion teaches its value."""
+        return True
+
 
 class BlockEnlargement(Config):
     """A curriculum that takes a block-causal model to longer blocks: first trained with them on rollouts of
@@ -49,6 +59,7 @@ class BlockEnlargement(Config):
     throughout; sample the result with `rollout.block_length` set to the longer one."""
 
 
+@defaults(scale_rewards="group_population")
 class TraceRLConfig(TokenLevel, Referenced):
     """TraceRL (arXiv:2509.06949): clipped token ratios along the trajectory that the sampler took."""
 
@@ -60,10 +71,6 @@ class TraceRLConfig(TokenLevel, Referenced):
 
     trust_beta: float = Field(0.01, ge=0)
     """Weight of k3 between current and old policy, which the paper calls KL; zero in the first step."""
-
-    scale_rewards: Literal["none", "group", "group_population", "batch"] = "group_population"
-    """`none`: advantage = reward - baseline. `group`: also divided by the group's sample standard deviation
-    (`group_population`: by the population's), `batch`: by that of all rewards of the update."""
 
     aggregation: Literal["token_mean", "seq_mean", "canvas", "step_mean", "state_mean"] = "token_mean"
     """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
@@ -96,6 +103,21 @@ class TraceRLConfig(TokenLevel, Referenced):
         """It is."""
         return True
 
+    @property
+    def scores_steps(self) -> bool:
+        """With process rewards."""
+        return self.process_chunk is not None
+
+    @property
+    def value_model(self) -> ValueConfig | None:
+        """As set."""
+        return self.value
+
+    @property
+    def learns_from_every_row(self) -> bool:
+        """With a value model every token has an advantage of its own."""
+        return self.value is not None or super().learns_from_every_row
+
     def rollout_block_length(self, update: int) -> int | None:
         """The longer one from its time on."""
         later = self.enlarge is not None and update > self.enlarge.rollouts_after
@@ -107,81 +129,43 @@ class TraceRLConfig(TokenLevel, Referenced):
         blocks = rollout.max_completion_length // rollout.block_length if rollout.cache == "block" else 1
         return float(-(-(rollout.diffusion_steps // blocks) // self.shrink))
 
+    def rules(self, recipe: Recipe) -> Iterator[Finding]:
+        """Besides what token-level methods ask for: process rewards have values, ranges and blocks fit."""
+        yield from super().rules(recipe)
+        if self.process_chunk is not None and self.value is None:
+            yield (
+                "algorithm.process_chunk",
+                f"algorithm.process_chunk = {self.process_chunk} places rewards along the trace, and "
+                "without algorithm.value no value model turns them into advantages",
+                "add algorithm.value (an empty mapping takes its defaults), or leave process_chunk out",
+            )
+        if self.accuracy_range is not None and self.accuracy_range[0] > self.accuracy_range[1]:
+            yield (
+                "algorithm.accuracy_range",
+                f"algorithm.accuracy_range = {list(self.accuracy_range)}: no mean reward lies in it",
+                "give the lower end first, e.g. [0.2, 0.8]",
+            )
+        if self.enlarge is not None:
+            yield from self._longer_blocks_fit(self.enlarge.block_length, recipe.rollout)
 
-class MDPOConfig(Corrected, Referenced):
-    """Masked Diffusion Policy Optimization (MDPO, arXiv:2508.13148): every denoising step is rewarded by
-    verifying the whole answer it predicts."""
-
-    type: Literal["mdpo"] = "mdpo"
-
-    adv_kind: Literal["reward", "mean_future_incl", "diff", "diff_plus_future"] = "diff_plus_future"
-    """What a step is worth, before it is compared with the group's other completions at the same step:
-    `diff_plus_future` its improvement plus the mean reward of later steps, `diff` the improvement alone,
-    `mean_future_incl` the mean reward from it on, `reward` its own reward."""
-
-    sample_train_steps: int = Field(8, ge=1)
-    """K: steps of each prompt group that are trained on, those where the completions differ most. One model
-    input per completion and chosen step."""
-
-    reward_stride: int = Field(1, ge=1)
-    """Verify every n-th step and the last one; the others are not trained on. 1 verifies all."""
-
-    lambda_mode: Literal["inv_mask_frac", "none"] = "inv_mask_frac"
-    """`inv_mask_frac`: a step's policy term is multiplied by canvas length / masked positions, as in the
-    ELBO; late steps then weigh most. `none`: all steps alike."""
-
-    token_weights: Literal["confidence", "uniform"] = "confidence"
-    """Weight of a predicted token: the sampler's confidence in it (published), or 1."""
-
-    train_beyond_block: bool = True
-    """Train on predictions beyond the active block, too: the action is the whole prediction."""
-
-    beta: float = Field(0.02, ge=0)
-    """Weight of the KL to the reference policy (the weights that training starts from); 0: none is kept."""
-
-    completion_scope: Literal["canvas"] = "canvas"
-    """The action is every masked position of a visited state; there is nothing to choose."""
-
-    scale_rewards: Literal["none", "group", "group_population"] = "group"
-    """Divide a step's advantages by the group's sample standard deviation at that step (`group`), by the
-    population's (`group_population`), or not (`none`)."""
-
-    @property
-    def needs_predictions(self) -> bool:
-        """They are its actions."""
-        return True
-
-    def states_per_completion(self, rollout: RolloutConfig) -> float:
-        """K, or all steps that are verified where these are fewer."""
-        return float(
-            min(self.sample_train_steps, -(-(rollout.diffusion_steps - 1) // self.reward_stride) + 1)
+    def _longer_blocks_fit(self, longer: int, rollout: RolloutConfig) -> Iterator[Finding]:
+        own, canvas, key = (
+            rollout.block_length,
+            rollout.max_completion_length,
+            "algorithm.enlarge.block_length",
         )
-
-
-class UnmaskingPolicyConfig(Clipped):
-    """Learning Unmasking Policies (arXiv:2512.09106): a small network learns which positions to commit, for
-    correct answers in few steps; the language model is frozen."""
-
-    type: Literal["unmasking_policy"] = "unmasking_policy"
-
-    alpha: float = Field(1.0, ge=0)
-    """Rewards are multiplied by (1 - steps / canvas length) ** alpha: the larger, the faster and the less
-    accurate. 0: speed earns nothing. Published: 10, 3, 1, 0.3, 0."""
-
-    tau: float = Field(1.0, gt=0)
-    """Divides the logits of a new network. Published: 0.5 for blocks of 32, 1 for a canvas of 256."""
-
-    initial_bias: float = -2.0
-    """Logit of committing a position before training; -2 is a probability of 0.12."""
-
-    completion_scope: Literal["canvas"] = "canvas"
-    """The actions are decisions about masked positions; there is nothing to choose."""
-
-    @property
-    def freezes_model(self) -> bool:
-        """It does."""
-        return True
-
-    def states_per_completion(self, rollout: RolloutConfig) -> float:
-        """None: the language model is not asked again."""
-        return 0.0
+        if longer % own or canvas % longer or rollout.diffusion_steps % max(1, canvas // longer):
+            yield (
+                key,
+                f"{key} = {longer} must be a multiple of rollout.block_length = {own}, divide "
+                f"rollout.max_completion_length = {canvas}, and its blocks must share "
+                f"rollout.diffusion_steps = {rollout.diffusion_steps} equally",
+                f"use {2 * own}, with lengths and steps that are multiples of it",
+            )
+        if self.importance_correction != "none":
+            yield (
+                "algorithm.importance_correction",
+                f"algorithm.importance_correction = {self.importance_correction} replays rollouts "
+                "with the blocks that drew them, and algorithm.enlarge trains with others",
+                "set it to none",
+            )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rl4dlm.loss.importance import truncated_weights
+from rl4dlm.likelihood.importance import truncated_weights
 
 
 def test_weights_are_the_likelihood_ratio_up_to_the_cap():
