@@ -19,7 +19,7 @@ from rl4dlm.errors import ClusterError, RunError
 from rl4dlm.learner.protocols import Say
 from rl4dlm.recipe.sections import ClusterConfig
 
-_SAY_EVERY_S = 10.0
+SAY_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -254,8 +254,12 @@ def _free() -> str:
     return ", ".join(f"{free[name]:g} {name}" for name in sorted(free) if name in ("CPU", "GPU")) or "nothing"
 
 
+class WaitedTooLong(RunError):
+    """What was waited for did not come in time."""
+
+
 def wait_all(refs: Sequence[ray.ObjectRef], what: str, timeout_s: float, say: Say) -> list[Any]:
-    """`ray.get` with a voice and a bound.
+    """`ray.get` that speaks every ten seconds and has a bound.
 
     Args:
         refs: results to wait for.
@@ -263,18 +267,19 @@ def wait_all(refs: Sequence[ray.ObjectRef], what: str, timeout_s: float, say: Sa
         timeout_s: seconds until it is given up.
 
     Raises:
-        RunError: not all ready in time.
+        WaitedTooLong: not all ready in time.
         ray.exceptions.RayError: a worker failed or died.
     """
     started = last_said = time.monotonic()
     pending = list(refs)
     while pending:
-        ready, pending = ray.wait(pending, num_returns=1, timeout=min(_SAY_EVERY_S, timeout_s))
+        left = max(0.0, started + timeout_s - time.monotonic())
+        ready, pending = ray.wait(pending, num_returns=1, timeout=min(SAY_EVERY_S, left))
         ray.get(ready)  # a dead worker must be heard of before the others are waited for
         now, done = time.monotonic(), len(refs) - len(pending)
         if pending and now - started >= timeout_s:
-            raise RunError(f"{what}: {done} of {len(refs)} ready after {now - started:.0f} s; given up.")
-        if pending and now - last_said >= _SAY_EVERY_S:
+            raise WaitedTooLong(f"{what}: {done} of {len(refs)} ready after {now - started:.0f} s; given up.")
+        if pending and now - last_said >= SAY_EVERY_S:
             say(f"waiting for {what}: {done} of {len(refs)} ready after {now - started:.0f} s")
             last_said = now
     return ray.get(list(refs))

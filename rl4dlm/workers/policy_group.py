@@ -123,7 +123,7 @@ class PolicyGroup:
         try:
             return wait_all(refs, what, timeout_s, self._say)
         except RayActorError as error:
-            raise RankDied(f"a trainer rank died during {what}") from error
+            raise RankDied(f"{_dead(refs)} died during {what}") from error
         except RayTaskError as error:
             raise self._own_cause(refs, error, what) from error
         except RunError as error:
@@ -141,10 +141,23 @@ class PolicyGroup:
                 if isinstance(other.cause, Rl4dlmError):
                     return other.cause
             except RayActorError:
-                return RankDied(f"a trainer rank died during {what}")
+                return RankDied(f"{_dead(refs)} died during {what}")
             except ray.exceptions.GetTimeoutError:
                 continue
         first = str(error.cause or error).strip().splitlines()
         return UpdateError(
             f"{what} failed on a trainer rank: {first[0] if first else type(error.cause).__name__}"
         )
+
+
+def _dead(refs: Sequence[ray.ObjectRef]) -> str:
+    """Which ranks are gone, for messages; `refs` are one answer of each, in their order."""
+    dead = []
+    for rank, reference in enumerate(refs):
+        try:
+            ray.get(reference, timeout=0)
+        except RayActorError:
+            dead.append(str(rank))
+        except (RayTaskError, ray.exceptions.GetTimeoutError):
+            continue
+    return f"trainer rank {', '.join(dead)}" if dead else "a trainer rank"

@@ -18,7 +18,7 @@ from rl4dlm.learner.weight_sync import Manifest
 from rl4dlm.recipe import AnyRecipe
 from rl4dlm.rollout import Request
 from rl4dlm.types import Rollout
-from rl4dlm.workers.placement import Seat, wait_all, worker_environment
+from rl4dlm.workers.placement import SAY_EVERY_S, Seat, WaitedTooLong, wait_all, worker_environment
 from rl4dlm.workers.rollout_worker import RolloutWorker
 
 
@@ -65,7 +65,8 @@ class RolloutPool:
     def accept_loaded(self, version: int) -> None:
         """Sample with the weights of the model folder as `version`: evaluation without a trainer."""
         self._loaded_version = version
-        ray.get([worker.accept_loaded.remote(version) for worker in self.workers])
+        refs = [worker.accept_loaded.remote(version) for worker in self.workers]
+        wait_all(refs, f"{len(refs)} rollout workers to answer", self._start_timeout, self._say)
 
     def sync(self, manifest: Manifest) -> None:
         """Bring every worker to the published weights; one that dies meanwhile is replaced.
@@ -75,10 +76,12 @@ class RolloutPool:
         """
         self._manifest = manifest
         refs = [worker.sync.remote(manifest) for worker in self.workers]
+        deadline = time.monotonic() + self._timeout
         for index, ref in enumerate(refs):
+            what = f"rollout worker {index} to load the weights of update {manifest.version}"
             try:
-                ray.get(ref, timeout=self._recipe.cluster.rollout_timeout_s)
-            except (RayActorError, ray.exceptions.GetTimeoutError) as error:
+                wait_all([ref], what, max(0.0, deadline - time.monotonic()), self._say)
+            except (RayActorError, WaitedTooLong) as error:
                 self._replace(index, error)
             except RayTaskError as error:
                 raise _cause(error, "weight sync failed") from error
@@ -94,13 +97,22 @@ class RolloutPool:
         results: list[list[Rollout] | None] = [None] * len(chunks)
         waiting, idle = deque(range(len(chunks))), deque(range(len(self.workers)))
         running: dict[ray.ObjectRef, _Task] = {}
+        began = last_said = time.monotonic()
         while waiting or running:
             while waiting and idle:
                 chunk, worker = waiting.popleft(), idle.popleft()
                 reference = self.workers[worker].generate.remote(chunks[chunk], spec, version)
                 running[reference] = _Task(chunk, worker, time.monotonic() + self._timeout)
             soonest = min(task.deadline for task in running.values())
-            ready, _ = ray.wait(list(running), timeout=max(0.0, min(soonest - time.monotonic(), 10.0)))
+            pause = min(soonest - time.monotonic(), SAY_EVERY_S)
+            ready, _ = ray.wait(list(running), timeout=max(0.0, pause))
+            if time.monotonic() - last_said >= SAY_EVERY_S:
+                last_said = time.monotonic()
+                done = sum(result is not None for result in results)
+                self._say(
+                    f"waiting for rollouts: {done} of {len(chunks)} parts ready "
+                    f"after {last_said - began:.0f} s"
+                )
             for reference in ready:
                 task = running.pop(reference)
                 results[task.chunk] = self._collect(reference, task, waiting)
