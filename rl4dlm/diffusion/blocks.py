@@ -51,6 +51,26 @@ class BlockLayout:
         own = torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
         return seen | (blind & own)
 
+    def before(self) -> Tensor:
+        """int64 `[rows, length]`: the column of the token before each one; its own where there is none.
+
+        Before the first token of a noisy block stands the clean one: when the block is sampled, those before
+        it are finished. A model with shifted logits reads a token off this column.
+        """
+        follows = torch.zeros_like(self.noisy)
+        follows[:, 1:] = (
+            (self.position[:, 1:] == self.position[:, :-1] + 1)
+            & (self.segment[:, 1:] == self.segment[:, :-1])
+            & (self.noisy[:, 1:] == self.noisy[:, :-1])
+            & (~self.noisy[:, 1:] | (self.block[:, 1:] == self.block[:, :-1]))
+        )
+        column = torch.arange(self.position.shape[1], device=self.position.device)
+        before = column - follows.long()
+        same = self.segment[:, :, None] == self.segment[:, None, :]
+        earlier = self.position[:, :, None] == self.position[:, None, :] + 1
+        clean = same & earlier & ~self.noisy[:, None, :] & (self.noisy & ~follows)[:, :, None]
+        return torch.where(clean.any(dim=-1), clean.byte().argmax(dim=-1), before)
+
 
 @dataclass(frozen=True)
 class WindowLayout:

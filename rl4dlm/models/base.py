@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl4dlm.diffusion.blocks import sequence_layout
+from rl4dlm.diffusion.blocks import BlockLayout, sequence_layout
 from rl4dlm.models.scoring import OutputHead
 from rl4dlm.types import AttentionLayout, KeyValueStore, Run
 
@@ -66,13 +66,17 @@ def attention_of(
     return layout.visible()[:, None], layout.position
 
 
-def previous_rows(hidden: Tensor, positions: Tensor) -> Tensor:
-    """At every token the row before it, or its own where that row is not the token one position before.
+def previous_rows(hidden: Tensor, positions: Tensor, layout: AttentionLayout | None = None) -> Tensor:
+    """At every token the row of the token before it, or its own where there is none.
 
     Args:
         hidden: `[rows, length, hidden]`.
         positions: int64 `[rows, length]`, restarting where a packed sequence begins.
+        layout: of a sequence with a noisy copy, which says itself what stands before a token; elsewhere the
+            column to the left does where it is one position before.
     """
+    if isinstance(layout, BlockLayout):
+        return hidden.gather(1, layout.before()[..., None].expand(hidden.shape))
     follows = torch.zeros_like(positions, dtype=torch.bool)
     follows[:, 1:] = positions[:, 1:] == positions[:, :-1] + 1
     return torch.where(follows[..., None], hidden.roll(1, dims=1), hidden)
@@ -151,7 +155,8 @@ class FamilyModel(ExactBuffers, ABC):
             float32 logits `[selected, vocab]` in row-major order of `select` (`[rows, length, vocab]` without
             it), forbidden ids at -inf. With labels float32 `[selected]` (`[rows, length]`), nats.
 
-        A model with shifted logits scores a token by the row before it. Where the sequence holds none (the
+        A model with shifted logits scores a token by the row before it, the first of a noisy block by the
+        clean one (`BlockLayout.before`). Where the sequence holds none (the
         first token, or the first of a cached window), the token's own row is read, as published code does;
         what is sampled there means nothing.
         """
@@ -161,7 +166,7 @@ class FamilyModel(ExactBuffers, ABC):
         else:
             hidden = run(self.states, input_ids, mask, positions, cache)
         if self.config.logit_shift:
-            hidden = previous_rows(hidden, positions.expand(input_ids.shape))
+            hidden = previous_rows(hidden, positions.expand(input_ids.shape), layout)
         if select is not None:
             hidden = hidden[select]
             labels = None if labels is None else labels[select]

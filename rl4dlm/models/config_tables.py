@@ -90,6 +90,7 @@ _MARKED = {
     "block_length": replace(
         _BLOCKS, key=f"{MARK}.block_length", aliases=("block_length", "block_size", "bd_size"), default=None
     ),
+    "logit_shift": Field(f"{MARK}.logit_shift", default=0, least=0, most=1),
 }
 
 

@@ -1,8 +1,10 @@
 """An autoregressive checkpoint opened as a diffusion model: a mask token, and a row of the embedding for it.
 
 Source: the conversions of dllm (A2D) and Efficient-DLM, arXiv:2512.14067: the weights stay
-as they are, the attention is no longer causal, and logits are not shifted. The mask's row starts as the mean
-of the tokens' rows, which neither source states.
+as they are, and the attention is no longer causal. Those do not shift logits; with `logit_shift: 1` the row
+before a token predicts it, as in Dream, arXiv:2508.15487, and Fast-dLLM v2, arXiv:2509.26328, so that a model
+in blocks of one token is the autoregressive model. The mask's row starts as the mean of the tokens' rows,
+which no source states.
 """
 
 from __future__ import annotations
@@ -31,10 +33,22 @@ def add_mask_token(tokenizer: PreTrainedTokenizerBase, token: str | None = None)
 
 
 def converted(
-    data: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, block_length: int | None
+    data: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    block_length: int | None,
+    logit_shift: int | None,
 ) -> dict[str, Any]:
-    """The config.json of an autoregressive model as that of a diffusion model with this tokenizer."""
-    return convert_config(data, mask_id=tokenizer.mask_token_id, block_length=block_length)
+    """The config.json of an autoregressive model as that of a diffusion model with this tokenizer.
+
+    Args:
+        logit_shift: None: 1 for a model in blocks, which with blocks of one token is then exactly its parent;
+            0 with full attention, as in the published conversions.
+    """
+    if logit_shift is None:
+        logit_shift = int(block_length is not None)
+    return convert_config(
+        data, mask_id=tokenizer.mask_token_id, block_length=block_length, logit_shift=logit_shift
+    )
 
 
 def stored_shapes(shapes: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, tuple[int, ...]]:

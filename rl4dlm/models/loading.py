@@ -79,6 +79,7 @@ def load(
     device: str = "cpu",
     trust_remote_code: bool = False,
     block_length: int | None = None,
+    logit_shift: int | None = None,
     mask_token: str | None = None,
     max_length: int | None = None,
     quantization: Quantization = "none",
@@ -97,6 +98,8 @@ def load(
         device: where they go.
         trust_remote_code: let the tokenizer run code of the folder. The model itself never does.
         block_length: where config.json does not say it; None for full attention of a converted checkpoint.
+        logit_shift: 1: a converted model reads a token off the row before it; None: as config.json says, and
+            where a checkpoint is converted see `rl4dlm.models.conversion.converted`.
         mask_token: the token, or its id in digits, that stands for a hidden position, where neither
             config.json nor the tokenizer says it.
         max_length: tokens that positions must reach beyond those of config.json, by NTK-scaled rotary angles;
@@ -113,6 +116,7 @@ def load(
         folder,
         family=family,
         block_length=block_length,
+        logit_shift=logit_shift,
         mask_token=mask_token,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
@@ -155,6 +159,7 @@ def inspect(
     family: str = "auto",
     trust_remote_code: bool = False,
     block_length: int | None = None,
+    logit_shift: int | None = None,
     mask_token: str | None = None,
     max_length: int | None = None,
 ) -> ModelFacts:
@@ -171,6 +176,7 @@ def inspect(
         folder,
         family=family,
         block_length=block_length,
+        logit_shift=logit_shift,
         mask_token=mask_token,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
@@ -197,6 +203,7 @@ def load_tokenizer(
     family: str = "auto",
     trust_remote_code: bool = False,
     block_length: int | None = None,
+    logit_shift: int | None = None,
     mask_token: str | None = None,
     max_length: int | None = None,
 ) -> tuple[PreTrainedTokenizerBase, DenoiserSpec]:
@@ -210,6 +217,7 @@ def load_tokenizer(
         folder,
         family=family,
         block_length=block_length,
+        logit_shift=logit_shift,
         mask_token=mask_token,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
@@ -230,6 +238,7 @@ def create(
     *,
     family: str = "llada",
     block_length: int | None = None,
+    logit_shift: int | None = None,
 ) -> LoadedModel:
     """A model from scratch, on the CPU in float32; the same seed gives the same weights.
 
@@ -239,11 +248,12 @@ def create(
         seed: the run's seed.
         family: a key of `FAMILIES`.
         block_length: of a family that attends in blocks, tokens.
+        logit_shift: of a family that has the choice (`a2d`); None: the family's.
 
     Raises:
         ModelError: the sizes do not fit together or into the memory, or the tokenizer lacks a special token.
     """
-    kind, config, spec = _from_scratch(init, tokenizer, family, block_length)
+    kind, config, spec = _from_scratch(init, tokenizer, family, block_length, logit_shift)
     _require_memory(skeleton(kind, config))
     with torch.random.fork_rng(devices=[]):
         module = kind.build(config)  # torch's own initialisation, which is overwritten
@@ -258,18 +268,23 @@ def plan(
     *,
     family: str = "llada",
     block_length: int | None = None,
+    logit_shift: int | None = None,
 ) -> tuple[ModelFacts, DenoiserSpec]:
     """What `create` would make, for a dry run: no weight is made.
 
     Raises:
         ModelError: as `create`, but for the memory.
     """
-    kind, config, spec = _from_scratch(init, tokenizer, family, block_length)
+    kind, config, spec = _from_scratch(init, tokenizer, family, block_length, logit_shift)
     return _facts(kind, skeleton(kind, config), bytes_on_disk=0, dtype=torch.float32), spec
 
 
 def _from_scratch(
-    init: ModelInit, tokenizer: PreTrainedTokenizerBase, family: str, block_length: int | None
+    init: ModelInit,
+    tokenizer: PreTrainedTokenizerBase,
+    family: str,
+    block_length: int | None,
+    logit_shift: int | None,
 ) -> tuple[Family, NetworkConfig, DenoiserSpec]:
     for role in ("mask", "eos", "pad"):
         if getattr(tokenizer, f"{role}_token_id") is None:
@@ -282,6 +297,7 @@ def _from_scratch(
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,
         block_length=block_length,
+        logit_shift=logit_shift,
     )
     kind = FAMILIES[family]
     return kind, config, denoiser_spec(kind, config, tokenizer, "model.init")
@@ -370,6 +386,7 @@ def options_of(model: ModelConfig) -> dict[str, Any]:
         "family": model.family,
         "trust_remote_code": model.trust_remote_code,
         "block_length": model.block_length,
+        "logit_shift": model.logit_shift,
         "mask_token": model.mask_token,
         "max_length": model.max_length,
     }

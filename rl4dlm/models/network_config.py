@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from rl4dlm.errors import ModelWarning
+from rl4dlm.errors import ModelError, ModelWarning
 from rl4dlm.models.config_tables import (
     ARCHITECTURES,
     HARMLESS,
@@ -65,7 +65,7 @@ class NetworkConfig:
     block_length: int | None = None
     """None: every token sees every other."""
     logit_shift: int = 0
-    """1: row i - 1 of the network predicts token i (Dream); 0: row i does."""
+    """1: row i - 1 of the network predicts token i (Dream; a converted model may); 0: row i does."""
     experts: ExpertsConfig | None = None
     """Sparse layers; None: every MLP is dense."""
     embedding_name: str = "embed_tokens"
@@ -124,6 +124,7 @@ def read_config(family: str, data: Mapping[str, Any], where: str) -> NetworkConf
     if source.backbone == "dit":
         values |= _of_dit(values, family)
     values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
+    values.setdefault("logit_shift", source.logit_shift)
     _require_sizes(reader, source, values)
     names = {field.name for field in dataclasses.fields(NetworkConfig)} & values.keys()
     return NetworkConfig(
@@ -134,7 +135,6 @@ def read_config(family: str, data: Mapping[str, Any], where: str) -> NetworkConf
         rope=_rope(reader, source, values),
         rotary_dim=round(values["head_dim"] * values.get("rotated", 1.0)),
         block_length=_block_length(reader, source, values),
-        logit_shift=source.logit_shift,
         experts=_experts(reader, values),
         embedding_name=source.embedding_name,
     )
@@ -302,12 +302,14 @@ def made_config(
     eos_id: int,
     pad_id: int,
     block_length: int | None = None,
+    logit_shift: int | None = None,
 ) -> NetworkConfig:
     """The full published configuration of a model made from scratch.
 
     Args:
         init: sizes, from the recipe; experts are as wide as the MLP would be.
         block_length: of a family that attends in blocks, tokens.
+        logit_shift: of a family that has the choice (`a2d`); None: the family's.
 
     Raises:
         ModelError: the sizes of `model.init` do not fit together.
@@ -333,11 +335,35 @@ def made_config(
         "pad_token_id": pad_id,
         "attention": "full" if block_length is None else "block_causal",
         "block_length": block_length,
+        "logit_shift": logit_shift,
     }
-    return read_config(family, {**source.written, **write(source.fields, values)}, _INIT)
+    config = read_config(family, {**source.written, **write(source.fields, values)}, _INIT)
+    require_shift(config, logit_shift, _INIT)
+    return config
 
 
-def convert_config(data: Mapping[str, Any], *, mask_id: int, block_length: int | None) -> dict[str, Any]:
+def require_shift(config: NetworkConfig, logit_shift: int | None, where: str) -> None:
+    """A recipe does not read a model's rows in another way than the model was trained with.
+
+    Raises:
+        ModelError: it says so.
+    """
+    if logit_shift in (None, config.logit_shift):
+        return
+    reason = (
+        "was trained with"
+        if MARK in config.published
+        else f"is of the family {config.family}, which always has"
+    )
+    raise ModelError(
+        f"{where}: the model {reason} logit_shift = {config.logit_shift}, and the recipe says "
+        f"model.logit_shift = {logit_shift}. Fix: leave model.logit_shift out, or use another folder."
+    )
+
+
+def convert_config(
+    data: Mapping[str, Any], *, mask_id: int, block_length: int | None, logit_shift: int = 0
+) -> dict[str, Any]:
     """The config.json of an autoregressive model, marked as a diffusion model.
 
     `model_type` stays, so that transformers loads the folder with its own class; `is_causal` false makes that
@@ -346,10 +372,11 @@ def convert_config(data: Mapping[str, Any], *, mask_id: int, block_length: int |
     Args:
         mask_id: row of the embedding that stands for a hidden token.
         block_length: None: full attention.
+        logit_shift: 1: a token is read off the row before it, as the autoregressive model was trained.
     """
     kind = str(data["model_type"]).removeprefix("a2d-")
     return {
-        **marked(data, block_length),
+        **marked(data, block_length, logit_shift),
         "model_type": kind,
         "architectures": [ARCHITECTURES[kind]],
         "is_causal": False,
@@ -358,7 +385,8 @@ def convert_config(data: Mapping[str, Any], *, mask_id: int, block_length: int |
     }
 
 
-def marked(data: Mapping[str, Any], block_length: int | None) -> dict[str, Any]:
-    """A config.json that says how the converted model attends; None: fully."""
+def marked(data: Mapping[str, Any], block_length: int | None, logit_shift: int) -> dict[str, Any]:
+    """A config.json that says how a converted model attends (None: fully) and which row predicts a token."""
     blocks = {"attention": "block_causal", "block_length": block_length}
-    return {**data, MARK: {"attention": "full"} if block_length is None else blocks}
+    attention = {"attention": "full"} if block_length is None else blocks
+    return {**data, MARK: {**attention, "logit_shift": logit_shift}}

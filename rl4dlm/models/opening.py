@@ -17,7 +17,7 @@ from rl4dlm.errors import ModelError
 from rl4dlm.models.conversion import add_mask_token, convert_tensor, converted, stored_shapes
 from rl4dlm.models.families import Family, find_family, is_autoregressive, skeleton, stored_buffers
 from rl4dlm.models.fields import whole
-from rl4dlm.models.network_config import NetworkConfig, released
+from rl4dlm.models.network_config import NetworkConfig, released, require_shift
 from rl4dlm.models.rope import lengthened
 from rl4dlm.models.special_ids import Folder, complete
 from rl4dlm.models.tokenizers import SOURCE_CLASS
@@ -160,6 +160,7 @@ def open_folder(
     *,
     family: str,
     block_length: int | None,
+    logit_shift: int | None,
     mask_token: str | None,
     max_length: int | None,
     trust_remote_code: bool,
@@ -175,7 +176,7 @@ def open_folder(
     if is_autoregressive(data):
         tokenizer = read_tokenizer(path, kind, trust_remote_code)
         add_mask_token(tokenizer, mask_token)
-        config = kind.read_config(converted(data, tokenizer, block_length), str(file))
+        config = kind.read_config(converted(data, tokenizer, block_length, logit_shift), str(file))
         config = lengthened(config, max_length, str(file))
         return OpenFolder(path, kind, config, trust_remote_code, tokenizer, data["vocab_size"], fresh=True)
     folder = Folder(kind, file, data, lambda: read_tokenizer(path, kind, trust_remote_code))
@@ -189,6 +190,7 @@ def open_folder(
             f"{file}: the model's block length is {config.block_length}, and the recipe says "
             f"model.block_length = {block_length}. Fix: leave model.block_length out, or use another folder."
         )
+    require_shift(config, logit_shift, str(file))
     config = lengthened(config, max_length, str(file))
     named = mask_token is not None
     return OpenFolder(path, kind, config, trust_remote_code, folder.tokenizer, rows, mask_is_named=named)

@@ -66,7 +66,8 @@ def _complete_blocks(folder: Folder, block_length: int | None) -> None:
         return
     if block_length is not None:
         converted = folder.kind.name == "a2d"
-        put = marked(folder.data, block_length) if converted else field.put(folder.data, block_length)
+        shift = value_at(folder.data, f"{MARK}.logit_shift") or 0
+        put = marked(folder.data, block_length, shift) if converted else field.put(folder.data, block_length)
         folder.data = put
     elif folder.kind.name == "a2d":
         warn_of(

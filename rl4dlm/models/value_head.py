@@ -18,7 +18,7 @@ class ValueModel(nn.Module):
     """Values of tokens, or of the positions where they will stand, read off the final hidden states.
 
     Source: TraceRL, arXiv:2509.06949 (a value model of the policy's architecture). Row i is read for token i,
-    also where the policy's logits are shifted: with full attention every row sees every token.
+    also where the policy's logits are shifted: it sees all that the row before it does.
 
     Args:
         backbone: a model of `FAMILIES`; its projection to the vocabulary is removed.

@@ -73,6 +73,11 @@ class ModelConfig(Config):
     """Tokens of a block, for families that attend in blocks: with `init`, where an autoregressive checkpoint
     is converted (`a2d`; None: full attention), and where a folder's config.json does not say it."""
 
+    logit_shift: Literal[0, 1] | None = None
+    """Which row of a converted model (`a2d`) predicts a token: 1, the row before it, as the autoregressive
+    model was trained; 0, its own. None: as the folder says; where a checkpoint is converted, 1 with blocks
+    (a model with blocks of one token is then its parent) and 0 with full attention. Other families fix it."""
+
     mask_token: str | None = None
     """The token that stands for a hidden position, or its id in digits, for a folder where neither
     config.json nor the tokenizer says it."""

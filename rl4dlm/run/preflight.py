@@ -299,9 +299,10 @@ def check_objective(objective: ObjectiveConfig, fill: str, model: OpenedModel) -
             "model.family: a2d and model.block_length."
         )
     if objective.type == "ar" and (in_blocks or not spec.logit_shift):
+        reason = "attends in blocks" if in_blocks else "predicts the position itself"
         raise RecipeError(
-            f"{key} needs a model whose output at a position predicts the next one, and {family}'s predicts "
-            "the position itself.\n"
+            f"{key} needs a model with full attention whose output at a position predicts the next one, and "
+            f"{family}'s {reason}.\n"
             "Fix: use random_mask, or for a model that attends in blocks, block with growth: [1, ...]."
         )
     if isinstance(objective, BlockObjective):
@@ -423,7 +424,11 @@ def _make(recipe: AnyRecipe, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
 
 def _scratch_options(recipe: AnyRecipe) -> dict[str, Any]:
     family = "llada" if recipe.model.family == "auto" else recipe.model.family
-    return {"family": family, "block_length": recipe.model.block_length}
+    return {
+        "family": family,
+        "block_length": recipe.model.block_length,
+        "logit_shift": recipe.model.logit_shift,
+    }
 
 
 def _scratch_tokenizer(recipe: AnyRecipe) -> PreTrainedTokenizerBase:

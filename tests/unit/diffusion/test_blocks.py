@@ -89,3 +89,10 @@ def test_left_padding_does_not_change_a_doubled_forward() -> None:
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.bool), attention], dim=1)
     shifted = module(torch.cat([padded_ids, ids[:, -8:]], 1), layout=doubled_layout(padded, size, 8))
     torch.testing.assert_close(shifted[:, 3:], plain, atol=1e-5, rtol=0)
+
+
+def test_the_token_before_the_first_of_a_noisy_block_is_the_clean_one() -> None:
+    """A prompt of three tokens, a completion of three, blocks of two: the copy begins inside a block."""
+    layout = doubled_layout(real([0, 1, 1, 1, 1, 1, 1]), 2, 4)
+    #  column:   0 is padding, 1 to 6 are clean, 7 to 10 repeat 3 to 6
+    assert layout.before()[0].tolist() == [0, 1, 1, 2, 3, 4, 5, 2, 7, 4, 9]

@@ -7,26 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from ar_toys import tokenizer_without_mask
 from family_toys import EOS, INIT, TEXT
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from rl4dlm import models
 from rl4dlm.errors import ModelError
 from rl4dlm.models.decoder import published_config
 from rl4dlm.models.network_config import made_config
 from rl4dlm.recipe.sections import LoraSettings
-
-
-def tokenizer_without_mask() -> PreTrainedTokenizerBase:
-    """Eleven characters, end and start of text: 13 ids."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.WordLevel({character: i for i, character in enumerate("0123456789=")}))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    tokens = [AddedToken(token, special=True, normalized=False) for token in ("<|endoftext|>", "<|start|>")]
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokens[0], bos_token=tokens[1])
 
 
 @pytest.fixture(params=[13, 16])
@@ -63,7 +52,7 @@ def test_the_mask_gets_the_first_free_row_which_starts_as_the_mean_of_the_tokens
 
 def test_the_converted_model_predicts_what_the_original_did_where_it_sees_the_same(folder):
     """With blocks of one token the attention is causal: until trained, only a prediction's place differs."""
-    loaded = models.load(folder, family="a2d", block_length=1)
+    loaded = models.load(folder, family="a2d", block_length=1, logit_shift=0)
     original = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.randint(0, TEXT, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -124,3 +113,70 @@ def test_adapters_on_a_conversion_leave_its_embedding_alone(folder):
     adapted = models.add_lora(loaded.module, LoraSettings(r=2), "a2d")
     assert torch.equal(adapted(ids), before)
     assert len(models.trainable_state(adapted)) == 2 * 7 * INIT.n_layers
+
+
+@pytest.mark.parametrize(("block_length", "shift"), [(4, 1), (None, 0)])
+def test_a_conversion_in_blocks_is_shifted_unless_told_otherwise(folder, tmp_path, block_length, shift):
+    options = {"family": "a2d", "block_length": block_length}
+    assert models.load(folder, **options).spec.logit_shift == shift
+    for chosen in (0, 1):
+        loaded = models.load(folder, **options, logit_shift=chosen)
+        assert models.inspect(folder, **options, logit_shift=chosen).family == "a2d"
+        saved = models.save(loaded, tmp_path / str(chosen), loaded.tokenizer)
+        assert json.loads((saved / "config.json").read_text())["diffusion"]["logit_shift"] == chosen
+        again = models.load(saved)
+        assert again.spec == loaded.spec and again.spec.logit_shift == chosen
+        ids = torch.tensor([[3, 1, 13, 4, 13, 5]])
+        assert torch.equal(again.module(ids), loaded.module(ids))
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_a_shift_that_contradicts_the_folder_is_refused(folder, tmp_path, trained):
+    loaded = models.load(folder, family="a2d", block_length=4, logit_shift=trained)
+    saved = models.save(loaded, tmp_path / "saved", loaded.tokenizer)
+    assert models.load(saved, logit_shift=trained).spec.logit_shift == trained
+    message = f"trained with logit_shift = {trained}, and the recipe says model.logit_shift = {1 - trained}"
+    for open_it in (models.load, models.inspect, models.load_tokenizer):
+        with pytest.raises(ModelError, match=message):
+            open_it(saved, logit_shift=1 - trained)
+
+
+def test_a_folder_that_does_not_speak_of_a_shift_was_trained_without(folder, tmp_path):
+    loaded = models.load(folder, family="a2d", block_length=4, logit_shift=0)
+    saved = models.save(loaded, tmp_path / "saved", loaded.tokenizer)
+    config = json.loads((saved / "config.json").read_text())
+    del config["diffusion"]["logit_shift"]
+    (saved / "config.json").write_text(json.dumps(config))
+    assert models.load(saved).spec.logit_shift == 0
+    with pytest.raises(ModelError, match="trained with logit_shift = 0"):
+        models.load(saved, logit_shift=1)
+
+
+@pytest.mark.parametrize("value", [2, -1, True, "1", [1]])
+def test_a_folder_with_a_shift_that_is_none_is_refused(folder, tmp_path, value):
+    loaded = models.load(folder, family="a2d", block_length=4)
+    saved = models.save(loaded, tmp_path / "saved", loaded.tokenizer)
+    config = json.loads((saved / "config.json").read_text())
+    config["diffusion"]["logit_shift"] = value
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="diffusion.logit_shift = "):
+        models.load(saved)
+
+
+@pytest.mark.parametrize(("family", "shift"), [("llada", 0), ("dream", 1)])
+def test_a_family_fixes_its_own_shift(family, shift, tmp_path):
+    tokenizer = models.build_char_tokenizer("0123456789=")
+    made = models.create(INIT, tokenizer, 0, family=family, logit_shift=shift)
+    folder = models.save(made, tmp_path / "model", tokenizer)
+    message = f"the family {family}, which always has logit_shift = {shift}"
+    with pytest.raises(ModelError, match=message):
+        models.load(folder, logit_shift=1 - shift)
+    with pytest.raises(ModelError, match=message):
+        models.create(INIT, tokenizer, 0, family=family, logit_shift=1 - shift)
+
+
+def test_a_model_of_the_family_from_scratch_takes_a_shift():
+    tokenizer = models.build_char_tokenizer("0123456789=")
+    options = {"family": "a2d", "block_length": 4}
+    made = models.create(INIT, tokenizer, 0, **options, logit_shift=1)
+    assert made.spec.logit_shift == 1 and models.create(INIT, tokenizer, 0, **options).spec.logit_shift == 0
