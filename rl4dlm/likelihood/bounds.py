@@ -25,7 +25,7 @@ def eubo_per_token(logp: Tensor, weight: Tensor, *, exponent: float) -> Tensor:
 
     Source: SPG, arXiv:2510.09541, its evidence upper bound, as the released code estimates it: the
     expectation is the mean over the row's states, so its logarithm is biased low. It is above the ELBO and
-    grows with b; that it bounds the likelihood is certain for b = L only (specs/rl-algorithms 5.4).
+    grows with b; that it bounds the likelihood is certain for b = L only.
 
     Args:
         logp, weight: as in `elbo_per_token`.

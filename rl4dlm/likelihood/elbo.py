@@ -105,9 +105,9 @@ def plan_corruptions(
     """The states of each row for one pass over a batch.
 
     Source: GDPO (Group Diffusion Policy Optimization, arXiv:2510.08554) for `sdmc`, with the counts and
-    weights of specs/rl-algorithms 3.3; LLaDA (arXiv:2502.09992) for stratified counts. `double_mc` with
-    `round_half` or `bernoulli` and `stratified` are unbiased for the ELBO; `sdmc` is where the quadrature is
-    exact and masks are `bernoulli`, else its bias is that of the rule and of rounding.
+    weights L / count of a fixed number of masks; LLaDA (arXiv:2502.09992) for stratified counts. `double_mc`
+    with `round_half` or `bernoulli` and `stratified` are unbiased for the ELBO; `sdmc` is where the
+    quadrature is exact and masks are `bernoulli`, else its bias is that of the rule and of rounding.
 
     Args:
         seed: int64 `[rows]`, root of each row's masks.
@@ -116,7 +116,7 @@ def plan_corruptions(
         inner: index of the pass; each has corruptions of its own.
         settings: the estimator.
         block: int64 `[rows, completion]`: the ELBO of a block-causal model is the sum over blocks of the ELBO
-            of each given the clean blocks before it (specs/rl-algorithms 1.3), so each block gets counts,
+            of each given the clean blocks before it (BD3-LM, arXiv:2503.09573), so each block gets counts,
             masks and weights of its own, and a state masks something in all of them; None: one block.
 
     Returns:

@@ -242,7 +242,7 @@ class Enumeration:
     def elbo(self) -> Tensor:
         """The exact ELBO, float64 `[rows]`: over blocks and counts k, (1/k) times the mean of l(S), |S| = k.
 
-        Source: specs/rl-algorithms (1b).
+        Source: LLaDA, arXiv:2502.09992, Eq. (6).
         """
         subsets = self.logp.shape[1]
         hidden = (torch.arange(subsets)[:, None] >> self.bit.clamp(min=0)[:, None]) & 1 == 1

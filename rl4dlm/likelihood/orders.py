@@ -3,8 +3,9 @@
     ELBO(y | q)       = E over orders sigma of sum over j of log p(y_sigma(j) | q, y_sigma(<j))
     block ELBO(y | q) = sum over blocks b of ELBO(y_b | q, y_<b), later blocks hidden
 
-Source: specs/rl-algorithms 1.3 (1d), 5.4. The first has the ELBO as its mean. The second is the bound of a
-model that decodes block by block: another number than the ELBO where there are several blocks.
+Source: Ou et al., arXiv:2406.03736 (any-order likelihoods). The first has the ELBO as its mean. The second
+is the bound of a model that decodes block by block: another number than the ELBO where there are several
+blocks.
 """
 
 from __future__ import annotations

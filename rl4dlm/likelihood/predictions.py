@@ -1,5 +1,5 @@
 """Recorded predictions as states to train on: what the sampler saw, and what it would have written everywhere
-(MDPO, arXiv:2508.13148; specs: rl-algorithms 2.1, 2.2)."""
+(MDPO, arXiv:2508.13148)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _TINY = 1e-4  # the released code's, beside counts of masked positions
 def prediction_weights(visited: VisitedStates, *, by_confidence: bool) -> np.ndarray:
     """The weight of each prediction in the mean of its state: c_j / |S|, where S are the state's targets.
 
-    Source: MDPO's released code (specs: rl-algorithms 2.5); the confidence approximates what is kept.
+    Source: MDPO's released code (arXiv:2508.13148); the confidence approximates what is kept.
 
     Args:
         by_confidence: False: c = 1.
@@ -75,7 +75,7 @@ def prediction_weights(visited: VisitedStates, *, by_confidence: bool) -> np.nda
 def inverse_mask_rate(visited: VisitedStates, mask_id: int) -> np.ndarray:
     """lambda = L / (masked positions of the state): the ELBO's 1/t.
 
-    Source: MDPO's released code (specs: rl-algorithms 2.5).
+    Source: MDPO's released code (arXiv:2508.13148).
 
     Returns:
         float64 `[...]`.
@@ -86,8 +86,8 @@ def inverse_mask_rate(visited: VisitedStates, mask_id: int) -> np.ndarray:
 def block_of_commit(trace: Trace) -> np.ndarray:
     """The active block when each position was first written, int64 `[completion]`.
 
-    Every sampler writes all of a block before it goes on, so this is the position's block; positions that
-    were never reached (fillers) come after all blocks.
+    Every sampler writes all of a block before it begins the next, so this is the position's block; positions
+    that were never reached (fillers) come after all blocks.
     """
     never = np.iinfo(np.int64).max
     block: np.ndarray = np.append(trace.step_block.astype(np.int64), never)

@@ -3,7 +3,7 @@ trainer asks the model.
 
 A method says which states it looks at (`States`); how a state becomes a model input follows from the model's
 attention: a full-attention model reads the masked canvas, a block-causal one reads `[clean, noisy copy]`, so
-that every block sees the clean blocks before it, as in sampling (specs: rl-algorithms 4.2, 4.3).
+that every block sees the clean blocks before it, as in sampling (BD3-LM, arXiv:2503.09573).
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def state_logp(
         completion_ids: int `[rows, completion]`, whole canvases.
         states: of these rows.
         temperature: divides the logits. 1 for estimates of the ELBO kind, which are no law of a sampler; the
-            sampler's for trajectories (specs: rl-algorithms P18).
+            sampler's for trajectories.
 
     Returns:
         `[states, completion]`, nats, in the denoiser's precision; 0 where a position is no target.

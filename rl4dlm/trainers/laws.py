@@ -70,7 +70,7 @@ class MethodTrial:
         denoiser, generator = self.model(), torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in _module(denoiser).parameters():
-                parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         return denoiser
 
     def batch(
@@ -170,7 +170,7 @@ def one_step(
                 current=given["current"] if needs_current(method, micro) else None,
                 step=size,
             )
-            share.backward()  # type: ignore[no-untyped-call]
+            share.backward()
             total += share.item()
             parts.append(metrics)
     gradient = {
@@ -199,11 +199,13 @@ def an_update_does_not_depend_on_how_the_batch_is_split(trial: MethodTrial) -> N
     method, denoiser = trial.method(), trial.perturbed()
     batch = trial.batch(method)
     assert batch is not None
-    models = {"old": trial.model(), "ref": trial.perturbed(1)}
-    whole = one_step(method, denoiser, batch, inner=2, **models)
+    old, ref = trial.model(), trial.perturbed(1)
+    whole = one_step(method, denoiser, batch, inner=2, old=old, ref=ref)
     require(_largest(whole[1]) > 1e-6, "nothing is learnt: the gradient is zero")
     for budget, num_ranks in ((1, 1), (30, 1), (WHOLE, 2), (20, 2), (60, 3)):
-        again = one_step(method, denoiser, batch, inner=2, budget=budget, num_ranks=num_ranks, **models)
+        again = one_step(
+            method, denoiser, batch, inner=2, budget=budget, num_ranks=num_ranks, old=old, ref=ref
+        )
         how = f"with {budget} tokens per pass on {num_ranks} rank(s)"
         require(abs(again[0] - whole[0]) < _CLOSE, f"{how} the loss is {again[0]:.6g}, whole {whole[0]:.6g}")
         apart = _apart(again[1], whole[1])

@@ -105,7 +105,7 @@ def _usable(
     metrics["reward/filtered"] = float(len(rollouts) - usable.sum()) - metrics["reward/excluded"]
     if not usable.any():
         return None, metrics
-    index = np.flatnonzero(usable)
+    index = np.flatnonzero(usable).tolist()
     rows = [rollouts[i] for i in index]
     until_eos = method.config.completion_scope == "until_eos"
     found = UsableRollouts(

@@ -116,7 +116,7 @@ def _cart(p: float, rows: RowsAtHand, hidden: Tensor) -> Tensor:
 def _semi_ar(objective: SemiARObjective, rows: RowsAtHand) -> SFTStates:
     """One block of each row at rate p, later blocks hidden whole, weight (number of blocks) / p.
 
-    Source: TraceRL's repository (specs/rl-algorithms 4.9: semi-AR). Departs from it: weight 1/p, and the
+    Source: TraceRL's repository (arXiv:2509.06949), its semi-AR. Departs from it: weight 1/p, and the
     number of blocks, so that the mean over blocks is the sum over them; `weight: none` has neither.
     """
     block, _ = rows.blocks(objective.block_length, torch.zeros_like(rows.offset))

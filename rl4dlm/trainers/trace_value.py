@@ -8,7 +8,7 @@ Values are read in the very states in which tokens were drawn, so returns and ad
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,8 +37,16 @@ class JudgedTrajectories(RewardedTrajectories):
 def judged(batch: TrainBatch, token_return: np.ndarray, old_value: np.ndarray) -> TrainBatch:
     """The batch that the value model learns from."""
     record = batch.recorded(RewardedTrajectories)
-    known = [getattr(record, item.name) for item in fields(record)]
-    return replace(batch, record=JudgedTrajectories(*known, token_return, old_value))
+    known = JudgedTrajectories(
+        rollout_logp=record.rollout_logp,
+        step_map=record.step_map,
+        drawn=record.drawn,
+        block=record.block,
+        token_reward=record.token_reward,
+        token_return=token_return,
+        old_value=old_value,
+    )
+    return replace(batch, record=known)
 
 
 @dataclass(frozen=True)
@@ -84,15 +92,15 @@ class Values(TokenLogp):
         )
 
 
-def clipped_regression(value: ValueConfig) -> Objective:
+def clipped_regression(config: ValueConfig) -> Objective:
     """The loss of values `[rows, completion]`: the clip is around values in the batch."""
 
     def objective(
-        found: Tensor, rows: BatchRows, old: Tensor | None, ref: Tensor | None, step: StepSize
+        value: Tensor, rows: BatchRows, old: Tensor | None, ref: Tensor | None, step: StepSize
     ) -> Loss:
         known = rows.recorded(JudgedTrajectories)
         returns, before = rows.tensor(known.token_return), rows.tensor(known.old_value)
-        error = clipped_value_error(found, before, returns, clip=value.epsilon)
+        error = clipped_value_error(value, before, returns, clip=config.epsilon)
 
         def mean(values: Tensor) -> Tensor:
             return torch.where(rows.live, values, torch.zeros_like(values)).sum() / step.num_tokens
@@ -100,7 +108,7 @@ def clipped_regression(value: ValueConfig) -> Objective:
         loss, residual = mean(error), returns - before
         return loss, {
             "value/loss": loss,
-            "value/mean": mean(found),
+            "value/mean": mean(value),
             "value/return/mean": mean(returns),
             "value/return/mean_square": mean(returns.square()),
             "value/error/mean": mean(residual),

@@ -5,8 +5,7 @@
 
 The advantage is the completion's, z-scored in its group, or, with a diffusion value model, each token's own
 (`trace_value.py`). Departures from the released code: means over global counts, the sampler's block grid,
-terminal blocks kept whole, trajectories as token ids, the rollout's temperature in all log-probabilities
-(specs/rl-algorithms 4.11).
+terminal blocks kept whole, trajectories as token ids, the rollout's temperature in all log-probabilities.
 """
 
 from __future__ import annotations
@@ -118,6 +117,7 @@ def credit_of(config: TraceRLConfig) -> Credit:
         return np.where(late, np.minimum(reward, 0.0), reward)
 
     def texts(rollout: Rollout) -> list[np.ndarray]:
+        assert config.process_chunk is not None
         return [
             rollout.completion_ids[:end] for end in chunk_ends(rollout.completion_len, config.process_chunk)
         ]
@@ -146,6 +146,7 @@ def _recorded(usable: UsableRollouts, config: TraceRLConfig, setting: Setting) -
         if chunks is None:
             placed[row] = place_on_last_step(usable.advantage[row], steps, actions)
         else:
+            assert config.process_chunk is not None, "rewards of chunks"
             ends = chunk_ends(rollout.completion_len, config.process_chunk)
             placed[row] = place_chunks(chunks[row], ends, steps, actions)
     return RewardedTrajectories(record.rollout_logp, record.step_map, record.drawn, record.block, placed)

@@ -111,7 +111,7 @@ def _learn(method: Method[MethodConfig], batch: TrainBatch) -> None:
                 step=step,
             )
             assert share.ndim == 0, f"the loss is of shape {list(share.shape)}, not one number"
-            share.backward()  # type: ignore[no-untyped-call]
+            share.backward()
             finite = all(np.isfinite(value) for value in (share.item(), *metrics.values()))
             assert finite, f"loss or metrics are not finite: {share.item()}, {metrics}"
 

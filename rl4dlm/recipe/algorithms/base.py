@@ -30,9 +30,9 @@ def defaults(**values: Any) -> Callable[[Settings], Settings]:
 
     def change(cls: Settings) -> Settings:
         for name, value in values.items():
-            field = copy(cls.model_fields[name])
+            field = copy(cls.__pydantic_fields__[name])
             field.default = value
-            cls.model_fields[name] = field
+            cls.__pydantic_fields__[name] = field
         cls.model_rebuild(force=True)
         return cls
 

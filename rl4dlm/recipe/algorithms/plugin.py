@@ -105,9 +105,9 @@ def _in_a_recipe(found: type[MethodConfig]) -> type[MethodConfig]:
     """The class with the two keys that choose it in a recipe."""
     return create_model(
         found.__name__,
-        __base__=(FoundByPath, found),
+        __base__=(FoundByPath, found),  # type: ignore[arg-type]  # a mixin without fields
         __doc__=found.__doc__,
-        type=(Literal["plugin"], "plugin"),
+        type=(Literal["plugin"], "plugin"),  # type: ignore[arg-type, maybe-unrecognized-str-typeform]
         path=(str, ...),
     )
 

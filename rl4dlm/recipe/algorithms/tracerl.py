@@ -72,7 +72,7 @@ class TraceRLConfig(TokenLevel, Referenced):
     trust_beta: float = Field(0.01, ge=0)
     """Weight of k3 between current and old policy, which the paper calls KL; zero in the first step."""
 
-    aggregation: Literal["token_mean", "seq_mean", "canvas", "step_mean", "state_mean"] = "token_mean"
+    aggregation: Literal["token_mean", "seq_mean", "canvas", "step_mean", "state_mean"] = "token_mean"  # type: ignore[assignment]
     """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
     completions of each one's mean. `canvas`: the sum divided by completions times canvas length. `step_mean`:
     the mean over denoising steps of each one's mean (paper). `state_mean`: the sum divided by states times
@@ -120,8 +120,9 @@ class TraceRLConfig(TokenLevel, Referenced):
 
     def rollout_block_length(self, update: int) -> int | None:
         """The longer one from its time on."""
-        later = self.enlarge is not None and update > self.enlarge.rollouts_after
-        return self.enlarge.block_length if later else None
+        if self.enlarge is None or update <= self.enlarge.rollouts_after:
+            return None
+        return self.enlarge.block_length
 
     def states_per_completion(self, rollout: RolloutConfig) -> float:
         """Shrunk steps. A doubled sequence holds one of every block, so with the exact cache of block-causal
