@@ -268,7 +268,7 @@ def score(
 
     Example: rl4dlm score --reward gsm8k generations.jsonl --json
     """
-    from rl4dlm.commands.score import Columns, ScoreRequest, json_line, print_report, score_file
+    from rl4dlm.commands.score import Columns, ScoreRequest, print_scores, score_file, score_json
 
     columns = Columns(prompt_column, completion_column, target_column)
     kwargs = _reward_settings(setting)
@@ -277,9 +277,9 @@ def score(
     )
     report = score_file(request)
     if as_json:
-        typer.echo(json_line(report))
+        typer.echo(score_json(report))
     else:
-        print_report(report)
+        print_scores(report)
     raise typer.Exit(0 if report.scores.count else 1)
 
 
@@ -333,7 +333,7 @@ def estimate(
 
     Example: rl4dlm estimate runs/a/rollouts/update_000001.parquet --model runs/a/model --against runs/b/model
     """
-    from rl4dlm.commands.estimate import EstimateRequest, json_line, print_report
+    from rl4dlm.commands.estimate import EstimateRequest, estimate_json, print_estimates
     from rl4dlm.commands.estimate import estimate as run_estimate
 
     request = EstimateRequest(
@@ -357,9 +357,9 @@ def estimate(
     )
     report = run_estimate(request)
     if as_json:
-        typer.echo(json_line(report))
+        typer.echo(estimate_json(report))
     else:
-        print_report(report)
+        print_estimates(report)
 
 
 @app.command()
@@ -520,9 +520,9 @@ def _evaluate_tasks(
 
 def _completions_recipe(source: list[str], model: str | None) -> Any:
     """The recipe that `estimate` takes completions from; None where a file has them."""
-    from rl4dlm.commands.estimate.sources import is_file
+    from rl4dlm.commands.estimate.sources import names_a_file
 
-    if is_file(source):
+    if names_a_file(source):
         return None
     return _recipe([*source, *_other_model(model)])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl4dlm.errors import CheckpointError
+from rl4dlm.recipe.comparison import differences
 from rl4dlm.tracking.files import JsonLines, replace_file
 
 TABLE_FILE = "results.md"
@@ -154,21 +155,11 @@ def disagreements(results: Mapping[str, Json]) -> list[str]:
     names = list(results)
     for part in ("decode", "environment"):
         for name in names[1:]:
-            found = differences(results[names[0]].get(part, {}), results[name].get(part, {}))
+            found = list(differences(results[names[0]].get(part, {}), results[name].get(part, {})))
             if found:
                 shown = "; ".join(f"{key}: {a!r} and {b!r}" for key, a, b in found)
                 lines.append(f"{names[0]} and {name} differ in {part}: {shown}")
     return lines
-
-
-def differences(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted names whose values differ between two nested mappings, with both values."""
-    if not isinstance(a, Mapping) or not isinstance(b, Mapping):
-        return [] if a == b else [(prefix, a, b)]
-    found = []
-    for key in dict.fromkeys([*a, *b]):
-        found += differences(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))
-    return found
 
 
 def markdown(results: Mapping[str, Json]) -> str:

@@ -10,7 +10,7 @@ import yaml
 from rl4dlm.errors import CheckpointError
 from rl4dlm.recipe import Recipe, load_recipe
 from rl4dlm.run.folder import Checkpoint, RunFolder, storage
-from rl4dlm.tracking.files import EVALUATIONS_FILE, read_rows
+from rl4dlm.tracking.files import EVALUATIONS_FILE, tracked_rows
 
 
 def export(
@@ -70,7 +70,7 @@ def _card(folder: RunFolder, update: int) -> str:
     from rl4dlm.models import model_card
 
     text = folder.recipe.read_text(encoding="utf-8")
-    evaluations = read_rows(folder.root / EVALUATIONS_FILE)
+    evaluations = tracked_rows(folder.root / EVALUATIONS_FILE)
     return model_card(folder.root.name, yaml.safe_load(text), text, update, evaluations)
 
 

@@ -33,7 +33,7 @@ from rl4dlm.models import LoadedModel, denoiser, encode, load
 from rl4dlm.rollout import Engine, Request
 
 
-class Instance(Protocol):
+class HarnessRequest(Protocol):
     """What lm_eval asks: `args` is (context, continuation), (text,) or (context, generation settings)."""
 
     args: tuple[Any, ...]
@@ -125,7 +125,7 @@ class HarnessModel:
     # --- The requests. ---
 
     def loglikelihood(
-        self, requests: Sequence[Instance], disable_tqdm: bool = False
+        self, requests: Sequence[HarnessRequest], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Per (context, continuation): the ELBO estimate of the continuation in nats, and whether it is what
         greedy decoding of its length writes.
@@ -139,7 +139,9 @@ class HarnessModel:
         pairs = [self._token_pair(*request.args) for request in requests]
         return [(self._elbo(*pair), self._is_greedy(*pair)) for pair in pairs]
 
-    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: Sequence[HarnessRequest], disable_tqdm: bool = False
+    ) -> list[float]:
         """Per (text,): the ELBO estimate of the whole text in nats, cut into windows of the model's length
         that do not see each other; 0 for a text without characters.
 
@@ -157,7 +159,7 @@ class HarnessModel:
             totals.append(sum(self._elbo(start, window) for window in windows))
         return totals
 
-    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[HarnessRequest], disable_tqdm: bool = False) -> list[str]:
         """Per (context, settings): the completion up to the first of the strings `until`.
 
         Of the settings `until`, `max_gen_toks`, `do_sample` and `temperature` are used; sampling is greedy

@@ -10,7 +10,7 @@ import numpy as np
 from rl4dlm.data.order import EpochOrder
 from rl4dlm.data.render import Renderer, TextFormat, open_renderer
 from rl4dlm.data.rows import PromptRows, Usable, open_rows
-from rl4dlm.data.source import is_file
+from rl4dlm.data.source import is_data_file
 from rl4dlm.data.tasks import EVAL_UID, Task, open_task
 from rl4dlm.data.tasks.base import Instance, Split
 from rl4dlm.errors import DataError
@@ -170,6 +170,6 @@ class DatasetPrompts(PromptSource):
 
 def eval_split(data: DataConfig) -> str:
     """`data.eval_split`; a single file's one split is `train`, so there the default `test` stands for it."""
-    if data.eval is not None and is_file(data.eval) and data.eval_split.partition("[")[0] == "test":
+    if data.eval is not None and is_data_file(data.eval) and data.eval_split.partition("[")[0] == "test":
         return "train" + data.eval_split.removeprefix("test")
     return data.eval_split

@@ -28,7 +28,7 @@ _HUB_TIMEOUT_S = 4.0
 _CSV_ROWS = 10_000
 
 
-def is_file(path: str) -> bool:
+def is_data_file(path: str) -> bool:
     """Whether a dataset is a single file, which has the one split `train`."""
     return Path(path).is_file()
 

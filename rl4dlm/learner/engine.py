@@ -21,7 +21,7 @@ Assemble = Callable[..., nn.Module]
 """Puts stored tensors into a network; see the argument of that name of `rl4dlm.models.load`."""
 
 
-class Engine(Protocol):
+class TrainingEngine(Protocol):
     """A network with an optimizer on one rank; gradients accumulate until `step`."""
 
     @property
@@ -98,7 +98,9 @@ class Networks(Protocol):
         """How stored tensors get into a network here; None: whole."""
         ...
 
-    def train(self, module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None) -> Engine:
+    def train(
+        self, module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None
+    ) -> TrainingEngine:
         """An engine around a network. `weight_decay` None: the trainer's."""
         ...
 
@@ -276,7 +278,9 @@ class PlainNetworks:
     def assemble(self) -> Assemble | None:
         return None
 
-    def train(self, module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None) -> Engine:
+    def train(
+        self, module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None
+    ) -> TrainingEngine:
         return PlainEngine(module, trainer, weight_decay)
 
     def freeze(self, module: nn.Module, trainer: TrainerConfig) -> Frozen:
@@ -286,7 +290,7 @@ class PlainNetworks:
         return values
 
 
-def mix_reference(engine: Engine, frozen: Frozen, alpha: float) -> None:
+def mix_reference(engine: TrainingEngine, frozen: Frozen, alpha: float) -> None:
     """Move the reference towards the policy: `alpha` policy + (1 - alpha) reference, in float32.
 
     Source: TR-DPO (arXiv:2404.09656), as TRL's `sync_ref_model`. A collective where weights are sharded.

@@ -17,7 +17,7 @@ from torch.utils import deterministic
 
 from rl4dlm.errors import CheckpointError, StorageError
 from rl4dlm.learner.critic import Critic
-from rl4dlm.learner.engine import Engine, Frozen, Networks, mix_reference, num_trainable
+from rl4dlm.learner.engine import Frozen, Networks, TrainingEngine, mix_reference, num_trainable
 from rl4dlm.learner.learning_rate import learning_rate
 from rl4dlm.learner.supervised import RankSFT
 from rl4dlm.learner.update import RankUpdate
@@ -66,14 +66,14 @@ class PolicyRank:
 
     def __init__(self, recipe: AnyRecipe, networks: Networks) -> None:
         self._recipe, self._networks = recipe, networks
-        self._engine: Engine | None = None
+        self._engine: TrainingEngine | None = None
         self._critic: Critic | None = None
         self._frozen: Frozen | None = None
         self._update: RankUpdate | None = None
         self._sft: RankSFT | None = None
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> TrainingEngine:
         """The policy's; there is one after `load`."""
         assert self._engine is not None, "the rank has not loaded its model"
         return self._engine
@@ -134,7 +134,7 @@ class PolicyRank:
             return module
         return add_lora(module, trainer.lora, family, seed=self._recipe.run.seed)
 
-    def _rank_update(self, engine: Engine, model: Denoiser, method: Method[Passes]) -> RankUpdate:
+    def _rank_update(self, engine: TrainingEngine, model: Denoiser, method: Method[Passes]) -> RankUpdate:
         settings = self._recipe.trainer
         return RankUpdate(
             engine=engine,
@@ -317,7 +317,7 @@ class PolicyRank:
         self._frozen.close()
         self._update = replace(self._update, reference=self._reference_copy(str(parts.reference)))
 
-    def _engines(self, parts: CheckpointParts) -> list[tuple[Engine, Path]]:
+    def _engines(self, parts: CheckpointParts) -> list[tuple[TrainingEngine, Path]]:
         """Everything with an optimizer, and where a checkpoint keeps it."""
         engines = [(self.engine, parts.engine)]
         if self._critic is not None:

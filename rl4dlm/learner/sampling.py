@@ -11,7 +11,7 @@ from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import SyncError
 from rl4dlm.learner.rank import weights_dtype
 from rl4dlm.learner.unmask_rank import freezes_model, starting_net
-from rl4dlm.learner.weight_sync import Manifest, WeightChunk, combine, load_into
+from rl4dlm.learner.weight_sync import Manifest, WeightChunk, combined_checksum, load_into
 from rl4dlm.models import LoadedModel, add_lora, denoiser, load, open_policy, options_of, trainable_state
 from rl4dlm.recipe import AnyRecipe
 from rl4dlm.rollout import Graphs, Request
@@ -59,7 +59,7 @@ class PolicySampler:
             seen |= load_into(target, chunk)
             checksums.append(chunk.checksum)
         missing = set(target) - seen
-        if missing or combine(checksums) != manifest.checksum:
+        if missing or combined_checksum(checksums) != manifest.checksum:
             what = f"{sorted(missing)[0]} is missing" if missing else "the checksum differs"
             raise SyncError(f"weights of version {manifest.version} are incomplete: {what}.")
         self.hold(manifest.version)

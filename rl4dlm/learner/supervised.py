@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rl4dlm.learner.engine import Engine
+from rl4dlm.learner.engine import TrainingEngine
 from rl4dlm.learner.passes import in_step
 from rl4dlm.loss.reduce import merge_metrics
 from rl4dlm.trainers.method import Metrics
@@ -21,7 +21,7 @@ class RankSFT:
     """One rank's part. Results are sums over its rows, divided by global counts: adding them over ranks gives
     the value."""
 
-    engine: Engine
+    engine: TrainingEngine
     denoiser: Denoiser
     rank: int
     world_size: int

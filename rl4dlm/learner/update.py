@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rl4dlm.errors import UpdateError
-from rl4dlm.learner.engine import Engine
+from rl4dlm.learner.engine import TrainingEngine
 from rl4dlm.learner.passes import in_step
 from rl4dlm.likelihood.importance import importance_weights
 from rl4dlm.likelihood.trajectory import DrawnTokens
@@ -34,7 +34,7 @@ class RankUpdate:
     over this rank's rows, divided by global counts: adding them over ranks gives the value.
     """
 
-    engine: Engine
+    engine: TrainingEngine
     denoiser: Denoiser
     method: Method[Passes]
     rank: int

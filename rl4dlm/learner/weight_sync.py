@@ -95,7 +95,7 @@ def _chunk(group: list[tuple[str, Tensor]]) -> WeightChunk:
     return WeightChunk(names, shapes, dtypes, data, checksum(names, shapes, dtypes, data))
 
 
-def combine(checksums: Iterable[str]) -> str:
+def combined_checksum(checksums: Iterable[str]) -> str:
     """The checksum of a whole set of weights from those of its chunks."""
     return xxhash.xxh3_128("".join(checksums).encode()).hexdigest()
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rl4dlm.errors import RecipeError
 from rl4dlm.recipe.bounded import MAX_DEPTH, MAX_YAML_CHARS, Unreadable, check_yaml, is_file
 from rl4dlm.recipe.explain import schema_findings
-from rl4dlm.recipe.references import Reference, References, references_of
+from rl4dlm.recipe.references import FromEnvironment, References, references_of
 from rl4dlm.recipe.root import AnyRecipe, SFTRecipe, root_of
 from rl4dlm.recipe.rules import RULES, SFT_RULES, Finding, Rule
 
@@ -157,7 +157,7 @@ _Dumper.add_implicit_resolver(
 
 def _literal(value: Any) -> Any:
     r"""The same values with `${` in texts escaped, which a reader would take for a reference: `\${`."""
-    if isinstance(value, Reference):
+    if isinstance(value, FromEnvironment):
         return str(value)
     if isinstance(value, dict):
         return {key: _literal(inner) for key, inner in value.items()}

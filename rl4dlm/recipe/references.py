@@ -16,7 +16,7 @@ _PLAIN = re.compile(r"\$\{\s*(\.*)([\w.\[\]-]+)\s*\}")
 """`${section.key}`, or `${.key}` for a neighbour: the value of another setting."""
 
 
-class Reference(str):
+class FromEnvironment(str):
     """A text of a recipe that stands for a value from outside."""
 
 
@@ -47,7 +47,7 @@ def references_of(values: Any) -> dict[Path, str]:
 
 
 def put_back(values: Any, references: References) -> Any:
-    """Resolved plain values with `Reference`s where they came from outside.
+    """Resolved plain values with `FromEnvironment`s where they came from outside.
 
     Args:
         values: nested plain values; they are changed.
@@ -57,7 +57,7 @@ def put_back(values: Any, references: References) -> Any:
         node = values
         for part in path[:-1]:
             node = node[part]
-        node[path[-1]] = Reference(text)
+        node[path[-1]] = FromEnvironment(text)
     return values
 
 
@@ -65,7 +65,7 @@ def look_up(values: Any, key: str) -> Any:
     """The value at a dotted key, or the reference on the way to it."""
     node = values
     for part in key.split("."):
-        if isinstance(node, Reference):
+        if isinstance(node, FromEnvironment):
             break
         node = (
             node[int(part)]

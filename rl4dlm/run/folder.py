@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from rl4dlm.errors import CheckpointError, storage_error
 from rl4dlm.recipe import AnyRecipe, dump_resolved, load_recipe
+from rl4dlm.recipe.comparison import differences
 from rl4dlm.recipe.references import look_up
 from rl4dlm.run.digests import digests_of, flush_to_disk, require_digests, text_digest
 from rl4dlm.run.ownership import LOCK_FILE, owned, try_writing
@@ -330,15 +331,6 @@ class RunFolder:
         for path in self.rollouts.glob("update_*.parquet") if self.rollouts.is_dir() else ():
             if int(path.stem.removeprefix("update_")) > update:
                 path.unlink()
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys at which two nested dicts differ, with both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-    elif old != new:
-        yield prefix, old, new
 
 
 class storage:

@@ -118,7 +118,7 @@ def _write_or_undo(file: FileIO, data: bytes) -> None:
         raise
 
 
-def read_rows(path: Path) -> list[Row]:
+def tracked_rows(path: Path) -> list[Row]:
     """The rows of a JSON lines file, none where it does not exist. A torn last line is left out.
 
     Raises:

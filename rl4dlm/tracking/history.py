@@ -19,7 +19,7 @@ from rl4dlm.tracking.files import (
     RECIPE_FILE,
     SAMPLES_FILE,
     Row,
-    read_rows,
+    tracked_rows,
 )
 from rl4dlm.tracking.samples import SampleRow
 
@@ -55,7 +55,7 @@ class RunHistory:
         Raises:
             CheckpointError: the folder holds no run, or a line of a file is broken.
         """
-        events = read_rows(folder / EVENTS_FILE)
+        events = tracked_rows(folder / EVENTS_FILE)
         if not events:
             raise CheckpointError(
                 f"{folder}: no run was tracked here ({EVENTS_FILE} is missing or empty).\n"
@@ -64,10 +64,10 @@ class RunHistory:
         recipe = folder / RECIPE_FILE
         return cls(
             folder=folder,
-            metrics=read_rows(folder / METRICS_FILE),
-            evaluations=read_rows(folder / EVALUATIONS_FILE),
-            samples=[_sample(row) for row in read_rows(folder / SAMPLES_FILE)],
-            phases=read_rows(folder / PHASES_FILE),
+            metrics=tracked_rows(folder / METRICS_FILE),
+            evaluations=tracked_rows(folder / EVALUATIONS_FILE),
+            samples=[_sample(row) for row in tracked_rows(folder / SAMPLES_FILE)],
+            phases=tracked_rows(folder / PHASES_FILE),
             events=events,
             recipe_text=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         )

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from rl4dlm.learner.engine import (
     Assemble,
-    Engine,
     Frozen,
     FrozenModule,
+    TrainingEngine,
     adamw,
     num_trainable,
     trainable,
@@ -88,7 +88,7 @@ def deepspeed_config(trainer: TrainerConfig, num_trainable: int) -> dict[str, An
 
 
 class DeepSpeedEngine:
-    """DeepSpeed behind the learner's `Engine`, with torch's AdamW over the trainable parameters."""
+    """DeepSpeed behind the learner's `TrainingEngine`, with torch's AdamW over the trainable parameters."""
 
     def __init__(self, module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None) -> None:
         import deepspeed
@@ -212,7 +212,9 @@ class DeepSpeedNetworks:
     def assemble(self) -> Assemble | None:
         return assemble_sharded(self._trainer)
 
-    def train(self, module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None) -> Engine:
+    def train(
+        self, module: nn.Module, trainer: TrainerConfig, weight_decay: float | None = None
+    ) -> TrainingEngine:
         return DeepSpeedEngine(module, trainer, weight_decay)
 
     def freeze(self, module: nn.Module, trainer: TrainerConfig) -> Frozen:

@@ -12,7 +12,7 @@ import ray
 
 from rl4dlm.learner.rank import set_up_torch
 from rl4dlm.learner.unmask_rank import make_rank
-from rl4dlm.learner.weight_sync import CHUNK_BYTES, Manifest, combine, pack
+from rl4dlm.learner.weight_sync import CHUNK_BYTES, Manifest, combined_checksum, pack
 from rl4dlm.recipe import AnyRecipe
 from rl4dlm.trainers.method import Metrics
 from rl4dlm.trainers.sft import SFTBatch
@@ -76,7 +76,9 @@ class _PolicyWorker:
                 chunks.append(ray.put(chunk))
                 checksums.append(chunk.checksum)
                 num_bytes += chunk.data.nbytes
-        return Manifest(version, combine(checksums), num_bytes, tuple(chunks), time.monotonic() - started)
+        return Manifest(
+            version, combined_checksum(checksums), num_bytes, tuple(chunks), time.monotonic() - started
+        )
 
     def export(self, folder: str) -> None:
         """Write what was trained as a folder that others read."""

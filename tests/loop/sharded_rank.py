@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rl4dlm.learner.engine import Engine, whole_shape
+from rl4dlm.learner.engine import TrainingEngine, whole_shape
 from rl4dlm.models import add_lora, load, merged_state_dict
 from rl4dlm.models.weights import TensorReader
 from rl4dlm.recipe.sections import LoraSettings, TrainerConfig
@@ -28,7 +28,7 @@ CASES = {
 }
 
 
-def step(folder: str, trainer: TrainerConfig, assemble: Any) -> tuple[Engine, torch.Tensor]:
+def step(folder: str, trainer: TrainerConfig, assemble: Any) -> tuple[TrainingEngine, torch.Tensor]:
     """Load, one optimizer step; the engine and the scores before it."""
     dtype = torch.bfloat16 if trainer.bf16 else torch.float32
     loaded = load(folder, dtype=dtype, assemble=assemble)

@@ -23,7 +23,7 @@ from rl4dlm.benchmarks import (
     task_prompts,
     wilson_interval,
 )
-from rl4dlm.benchmarks.results import Key, TaskFolder, differences, disagreements, markdown, read_results
+from rl4dlm.benchmarks.results import Key, TaskFolder, disagreements, markdown, read_results
 from rl4dlm.benchmarks.task_run import GREEDY, SAMPLED, TaskRun, run_task, task_result
 from rl4dlm.commands.eval_tasks import SuiteRequest, suite_recipe
 from rl4dlm.data import EVAL_UID, TextFormat
@@ -31,6 +31,7 @@ from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import CheckpointError, DataError, RecipeError
 from rl4dlm.models import build_bpe_tokenizer, encode
 from rl4dlm.recipe import shipped_folder
+from rl4dlm.recipe.comparison import differences
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward.batch import Groups, Scorable
 from rl4dlm.reward.pool import RewardPool
@@ -458,4 +459,4 @@ def test_results_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
     table = markdown(results)
     assert "| a | 32 | pass@1 greedy | 50.0 | 20.0 to 80.0 | 4 |" in table
     assert "1 rewards failed" in table and "not comparable" in table
-    assert differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []
+    assert list(differences({"a": {"b": 1}}, {"a": {"b": 1}})) == []

@@ -107,12 +107,12 @@ def _flat(entry: Measured) -> dict[str, Any]:
     return values | values.pop("spread")
 
 
-def json_line(report: Report) -> str:
+def estimate_json(report: Report) -> str:
     """The report as one JSON object on one line."""
     return json.dumps(report.as_json(), ensure_ascii=True, allow_nan=False)
 
 
-def print_report(report: Report, console: Console | None = None) -> None:
+def print_estimates(report: Report, console: Console | None = None) -> None:
     """The figures of a report for people, on stdout unless told otherwise."""
     console = console or Console()
     for line in _head(report):

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rl4dlm.commands.estimate.report import LogRatio, Measured, Report, write_plot
-from rl4dlm.commands.estimate.sources import Sample, assemble, is_file, read_file, read_recipe
+from rl4dlm.commands.estimate.sources import EstimateSample, assemble, names_a_file, read_file, read_recipe
 from rl4dlm.errors import ModelError, RecipeError
 from rl4dlm.likelihood.lab import (
     ESTIMATORS,
@@ -163,9 +163,9 @@ def _dtype(request: EstimateRequest) -> torch.dtype:
     return torch.bfloat16 if request.bf16 else torch.float32
 
 
-def _samples(request: EstimateRequest, model: LoadedModel) -> list[Sample]:
+def _samples(request: EstimateRequest, model: LoadedModel) -> list[EstimateSample]:
     limit = request.num_completions
-    if is_file(request.source):
+    if names_a_file(request.source):
         return read_file(Path(request.source[0]), model, request.scope, limit)
     assert request.recipe is not None
     return read_recipe(request.recipe, model, request.scope, limit)

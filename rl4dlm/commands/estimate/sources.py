@@ -25,7 +25,7 @@ FILES = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
-class Sample:
+class EstimateSample:
     """One completion as ids."""
 
     prompt_ids: np.ndarray
@@ -38,12 +38,12 @@ class Sample:
     """For messages."""
 
 
-def is_file(source: Sequence[str]) -> bool:
+def names_a_file(source: Sequence[str]) -> bool:
     """Whether completions are named by a file, not by a recipe."""
     return len(source) == 1 and Path(source[0]).suffix.lower() in FILES
 
 
-def read_file(path: Path, model: LoadedModel, scope: str, limit: int) -> list[Sample]:
+def read_file(path: Path, model: LoadedModel, scope: str, limit: int) -> list[EstimateSample]:
     """Completions of a file, spread evenly over its rows.
 
     A row has `prompt_ids` and `completion_ids` (rollouts of a run), or the texts `prompt` and `completion`.
@@ -76,14 +76,14 @@ def read_file(path: Path, model: LoadedModel, scope: str, limit: int) -> list[Sa
     return samples
 
 
-def _from_ids(row: Mapping[str, Any], scope: str, spec: DenoiserSpec, where: str) -> Sample:
+def _from_ids(row: Mapping[str, Any], scope: str, spec: DenoiserSpec, where: str) -> EstimateSample:
     prompt, completion = (_ids(row, name, spec, where) for name in ("prompt_ids", "completion_ids"))
     action: np.ndarray = np.ones(len(completion), dtype=bool)
     if row.get("kind") is not None:
         action &= np.array(row["kind"]) != EOS_FILLER
     if scope == "until_eos" and row.get("completion_len") is not None:
         action &= np.arange(len(completion)) < row["completion_len"]
-    return Sample(prompt, completion, action, where)
+    return EstimateSample(prompt, completion, action, where)
 
 
 def _ids(row: Mapping[str, Any], name: str, spec: DenoiserSpec, where: str) -> np.ndarray:
@@ -101,15 +101,19 @@ def _ids(row: Mapping[str, Any], name: str, spec: DenoiserSpec, where: str) -> n
     return ids
 
 
-def _from_texts(prompt_ids: Sequence[int], ids: Sequence[int], spec: DenoiserSpec, where: str) -> Sample:
+def _from_texts(
+    prompt_ids: Sequence[int], ids: Sequence[int], spec: DenoiserSpec, where: str
+) -> EstimateSample:
     """An answer's ids and one end-of-text."""
     if not prompt_ids:
         raise DataError(f"{where}: the prompt is empty.\nFix: fill or remove the row.")
     canvas = np.array([*ids, spec.eos_id], dtype=np.int64)
-    return Sample(np.array(prompt_ids, dtype=np.int64), canvas, np.ones(len(canvas), dtype=bool), where)
+    return EstimateSample(
+        np.array(prompt_ids, dtype=np.int64), canvas, np.ones(len(canvas), dtype=bool), where
+    )
 
 
-def read_recipe(recipe: Recipe, model: LoadedModel, scope: str, limit: int) -> list[Sample]:
+def read_recipe(recipe: Recipe, model: LoadedModel, scope: str, limit: int) -> list[EstimateSample]:
     """What a recipe's data demonstrates: a task's demonstrations, or a dataset's prompts and answers.
 
     Args:
@@ -137,15 +141,15 @@ def read_recipe(recipe: Recipe, model: LoadedModel, scope: str, limit: int) -> l
     ]
 
 
-def _demonstrated(example: Example, length: int, scope: str, spec: DenoiserSpec) -> Sample:
+def _demonstrated(example: Example, length: int, scope: str, spec: DenoiserSpec) -> EstimateSample:
     """A demonstration on its canvas, end-of-text after the answer."""
     canvas: np.ndarray = np.full(length, spec.eos_id, dtype=np.int64)
     canvas[: len(example.completion_ids)] = example.completion_ids
     prompt = example.prompt_ids.astype(np.int64)
-    return Sample(prompt, canvas, _scoped(canvas, scope, spec), f"demonstration {example.uid}")
+    return EstimateSample(prompt, canvas, _scoped(canvas, scope, spec), f"demonstration {example.uid}")
 
 
-def _answered(prompt: Prompt, renderer: Renderer, data: DataConfig, spec: DenoiserSpec) -> Sample:
+def _answered(prompt: Prompt, renderer: Renderer, data: DataConfig, spec: DenoiserSpec) -> EstimateSample:
     where, answer = f"data, prompt {prompt.uid}", prompt.columns.get("answer")
     if not isinstance(answer, str) or not answer:
         raise DataError(
@@ -165,7 +169,7 @@ def _scoped(canvas: np.ndarray, scope: str, spec: DenoiserSpec) -> np.ndarray:
     return (ended == 0) | ((ended == 1) & (canvas == spec.eos_id))
 
 
-def assemble(samples: Sequence[Sample], spec: DenoiserSpec, block_length: int | None) -> Completions:
+def assemble(samples: Sequence[EstimateSample], spec: DenoiserSpec, block_length: int | None) -> Completions:
     """Samples in one rectangle, shorter ones filled with end-of-text that is visible and not estimated.
 
     Args:
@@ -185,7 +189,7 @@ def assemble(samples: Sequence[Sample], spec: DenoiserSpec, block_length: int | 
     return Completions.of([sample.prompt_ids for sample in samples], ids, action, spec, chosen)
 
 
-def _check(sample: Sample, length: int, spec: DenoiserSpec) -> None:
+def _check(sample: EstimateSample, length: int, spec: DenoiserSpec) -> None:
     if not sample.action.any():
         raise DataError(f"{sample.where}: nothing to estimate in it.\nFix: remove the row.")
     total = len(sample.prompt_ids) + length

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from rl4dlm.commands.score.columns import METRICS, Columns
 from rl4dlm.commands.score.files import SavedRows
-from rl4dlm.commands.score.run import ScoreReport, ScoreRequest, json_line, print_report, score_file
+from rl4dlm.commands.score.run import ScoreReport, ScoreRequest, print_scores, score_file, score_json
 
 __all__ = [
     "METRICS",
@@ -13,7 +13,7 @@ __all__ = [
     "SavedRows",
     "ScoreReport",
     "ScoreRequest",
-    "json_line",
-    "print_report",
+    "score_json",
+    "print_scores",
     "score_file",
 ]

@@ -61,7 +61,7 @@ def metric_of(reward: str) -> Metric:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SavedSample:
     """One completion as a reward function gets it."""
 
     prompt: Any
@@ -94,7 +94,7 @@ class Columns:
     completion: str = "generation"
     target: str = "ground_truth"
 
-    def sample(self, row: Mapping[str, Any], reward: str, where: str) -> Sample:
+    def sample(self, row: Mapping[str, Any], reward: str, where: str) -> SavedSample:
         """A row as the reward gets it.
 
         Args:
@@ -117,7 +117,7 @@ class Columns:
                 f"{where}: `{self.prompt}` is empty.\nFix: fill or remove the row, or name another column "
                 "with --prompt-column."
             )
-        return Sample(prompt, completion, reference_columns(row, self.target, prompt, reward, where))
+        return SavedSample(prompt, completion, reference_columns(row, self.target, prompt, reward, where))
 
     def _require(self, row: Mapping[str, Any], reward: str, where: str) -> None:
         options = {

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rl4dlm.commands.score.columns import Sample
+from rl4dlm.commands.score.columns import SavedSample
 
 _MAX_CHARS = 10_000
 """Its patterns take quadratic time; 512 tokens are some 2,000 characters."""
@@ -52,7 +52,7 @@ class Published:
         return f"the published evaluation {what} and gives {self.score:g}; the reference is {reference!r:.80}"
 
 
-def published(reward: str, sample: Sample) -> Published | None:
+def published(reward: str, sample: SavedSample) -> Published | None:
     """The published verdict; None for a reward without one, or a text too long to be read by patterns."""
     reader = _READERS.get(reward)
     if reader is None or len(sample.completion) > _MAX_CHARS:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from rl4dlm.benchmarks.statistics import Figure, RunningMean
-from rl4dlm.commands.score.columns import FULL_MARKS, Columns, Metric, Sample, metric_of
+from rl4dlm.commands.score.columns import FULL_MARKS, Columns, Metric, SavedSample, metric_of
 from rl4dlm.commands.score.files import SavedRows
 from rl4dlm.commands.score.published import published
 from rl4dlm.errors import DataError, RecipeError, StorageError
@@ -173,9 +173,9 @@ def _require_any(report: ScoreReport, target: str) -> None:
         )
 
 
-def _chunks(groups: Iterable[list[Sample]], size: int | None) -> Iterator[list[list[Sample]]]:
+def _chunks(groups: Iterable[list[SavedSample]], size: int | None) -> Iterator[list[list[SavedSample]]]:
     """Whole groups, about `size` rows at a time; None: all at once."""
-    chunk: list[list[Sample]] = []
+    chunk: list[list[SavedSample]] = []
     rows = 0
     for group in groups:
         chunk.append(group)
@@ -189,7 +189,7 @@ def _chunks(groups: Iterable[list[Sample]], size: int | None) -> Iterator[list[l
 
 def _groups(
     rows: SavedRows, request: ScoreRequest, known: str, report: ScoreReport
-) -> Iterator[list[Sample]]:
+) -> Iterator[list[SavedSample]]:
     """Rows of one prompt that follow each other; where a prompt comes back later the report says so."""
     samples = (
         request.columns.sample(row, known, f"{request.file}, row {index}")
@@ -220,7 +220,7 @@ def _tell(report: ScoreReport, *messages: str) -> None:
 
 
 def _score_chunk(
-    pool: RewardPool, known: str, chunk: Sequence[Sequence[Sample]], report: ScoreReport, out: IO[bytes]
+    pool: RewardPool, known: str, chunk: Sequence[Sequence[SavedSample]], report: ScoreReport, out: IO[bytes]
 ) -> None:
     scores = pool.score([[_completion(sample) for sample in group] for group in chunk])
     report.failures.update(scores.errors)
@@ -233,7 +233,7 @@ def _score_chunk(
         report.num_rows += 1
 
 
-def _completion(sample: Sample) -> Scorable:
+def _completion(sample: SavedSample) -> Scorable:
     return Scorable(sample.prompt, sample.text, sample.columns, sample.token_ids)
 
 
@@ -257,7 +257,7 @@ def _verdict(scores: Scores, offset: int, report: ScoreReport) -> dict[str, Any]
 
 
 def _comparison(
-    known: str, sample: Sample, verdict: Mapping[str, Any], report: ScoreReport
+    known: str, sample: SavedSample, verdict: Mapping[str, Any], report: ScoreReport
 ) -> dict[str, Any]:
     """The published score of a row and, where it is another one, why; empty where there is none."""
     theirs = published(known, sample)
@@ -324,7 +324,7 @@ def _progress(console: Console | None) -> Iterator[Any]:
         yield show
 
 
-def print_report(report: ScoreReport, console: Console | None = None) -> None:
+def print_scores(report: ScoreReport, console: Console | None = None) -> None:
     """The figures of a report for people, on stdout unless told otherwise."""
     console = console or Console()
     for line in report_lines(report.as_json()):
@@ -364,6 +364,6 @@ def _shown(value: float, share: bool) -> str:
     return format_value(_SHARE if share else "", value)
 
 
-def json_line(report: ScoreReport) -> str:
+def score_json(report: ScoreReport) -> str:
     """The report as one JSON object on one line."""
     return json.dumps(report.as_json(), ensure_ascii=True, allow_nan=False)

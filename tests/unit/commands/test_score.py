@@ -20,7 +20,7 @@ import pytest
 from rl4dlm import cli
 from rl4dlm.benchmarks import wilson_interval
 from rl4dlm.commands.score import Columns, SavedRows, ScoreRequest, score_file
-from rl4dlm.commands.score.columns import Sample
+from rl4dlm.commands.score.columns import SavedSample
 from rl4dlm.commands.score.published import published
 from rl4dlm.commands.score.run import report_lines
 from rl4dlm.errors import DataError, PluginError, RecipeError
@@ -418,7 +418,7 @@ def test_unknown_rewards_and_taken_outputs_raise_their_types(tmp_path: Path) -> 
 def test_published_readers_read_as_they_do(
     reward: str, completion: str, answer: Any, score: float, read: str | None
 ) -> None:
-    found = published(reward, Sample("q", completion, {"answer": answer, "ground_truth": answer}))
+    found = published(reward, SavedSample("q", completion, {"answer": answer, "ground_truth": answer}))
     read = found.read if read is None and found is not None else read
     assert found is not None and (found.score, found.read) == (score, read)
 
@@ -431,7 +431,7 @@ def test_published_readers_take_bounded_time(reward: str, text: str) -> None:
     columns = {"answer": 1, "ground_truth": [[1], 1], "puzzle": "0" * 16, "solution": "1" * 16}
     start = time.process_time()
     for length in (10_000, 10_001, 1_000_000):
-        published(reward, Sample("q", (text * length)[:length], columns))
+        published(reward, SavedSample("q", (text * length)[:length], columns))
     assert time.process_time() - start < 1.5
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from rl4dlm.errors import CheckpointError, StorageError
 from rl4dlm.recipe import Recipe, load_recipe
-from rl4dlm.run.folder import RunFolder, differences, storage
+from rl4dlm.recipe.comparison import differences
+from rl4dlm.run.folder import RunFolder, storage
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from tracking_toys import HOSTILE, log_updates, open_tracker, printed, recorded_
 
 from rl4dlm.errors import CheckpointError, StorageError
 from rl4dlm.tracking import RunHistory
-from rl4dlm.tracking.files import JsonLines, read_rows, replace_file
+from rl4dlm.tracking.files import JsonLines, replace_file, tracked_rows
 
 
 def without_times(path: Path) -> list[dict[str, object]]:
-    return [{key: value for key, value in row.items() if key != "time_s"} for row in read_rows(path)]
+    return [{key: value for key, value in row.items() if key != "time_s"} for row in tracked_rows(path)]
 
 
 def test_metrics_are_one_flat_object_per_update(tmp_path: Path) -> None:
@@ -26,16 +26,16 @@ def test_metrics_are_one_flat_object_per_update(tmp_path: Path) -> None:
     assert rows[0] == {"update": 1, "reward": 0.5, "rewards/sort/mean": 0.25, "num_tokens": 12}
     # JSON has no NaN and no infinity.
     assert rows[1] == {"update": 2, "reward": None, "kl": None}
-    assert all(row["time_s"] >= 0 for row in read_rows(tmp_path / "metrics.jsonl"))
+    assert all(row["time_s"] >= 0 for row in tracked_rows(tmp_path / "metrics.jsonl"))
 
 
 def test_every_row_is_on_disk_before_the_next_one_is_made(tmp_path: Path) -> None:
     with open_tracker(tmp_path) as tracker:
         tracker.log(1, {"reward": 0.5})
-        assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
+        assert len(tracked_rows(tmp_path / "metrics.jsonl")) == 1
         tracker.evaluation(1, {"eval/greedy_accuracy": 0.5}, [sample(1)])
-        assert len(read_rows(tmp_path / "evaluations.jsonl")) == 1
-        assert len(read_rows(tmp_path / "samples.jsonl")) == 1
+        assert len(tracked_rows(tmp_path / "evaluations.jsonl")) == 1
+        assert len(tracked_rows(tmp_path / "samples.jsonl")) == 1
 
 
 def test_samples_survive_a_round_trip_whatever_the_model_wrote(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_last_line_torn_by_a_kill_is_dropped_on_resume(tmp_path: Path, cut: in
     path.write_bytes(path.read_bytes()[:-cut])
     with open_tracker(tmp_path, resume_from=2) as tracker:
         log_updates(tracker, [2, 3])
-    assert [row["update"] for row in read_rows(path)] == [1, 2, 3]
+    assert [row["update"] for row in tracked_rows(path)] == [1, 2, 3]
 
 
 def test_a_resume_says_which_updates_have_lost_their_metrics(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_samples_of_an_evaluation_that_was_cut_short_are_dropped_on_resume(tmp_p
     with open_tracker(tmp_path, resume_from=2) as tracker:
         assert not tracker.evaluated(2)
         tracker.rewind()
-    assert [row["update"] for row in read_rows(tmp_path / "samples.jsonl")] == [0]
+    assert [row["update"] for row in tracked_rows(tmp_path / "samples.jsonl")] == [0]
 
 
 def test_a_resume_that_fails_before_it_rewinds_has_lost_no_row(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_a_resume_that_fails_before_it_rewinds_has_lost_no_row(tmp_path: Path) -
     assert [(tmp_path / name).read_bytes() for name in names] == before
     with open_tracker(tmp_path, resume_from=2) as tracker:
         tracker.rewind()
-    assert [row["update"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1]
-    assert [row["update"] for row in read_rows(tmp_path / "samples.jsonl")] == [0, 2]
+    assert [row["update"] for row in tracked_rows(tmp_path / "metrics.jsonl")] == [1]
+    assert [row["update"] for row in tracked_rows(tmp_path / "samples.jsonl")] == [0, 2]
 
 
 def test_a_broken_line_before_the_last_one_is_an_error_that_names_it(tmp_path: Path) -> None:

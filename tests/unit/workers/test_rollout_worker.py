@@ -13,7 +13,7 @@ from recording import record
 
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import SyncError
-from rl4dlm.learner.weight_sync import Manifest, WeightChunk, combine, pack
+from rl4dlm.learner.weight_sync import Manifest, WeightChunk, combined_checksum, pack
 from rl4dlm.models import build_char_tokenizer, create, save, trainable_state
 from rl4dlm.recipe import Recipe
 from rl4dlm.recipe.loader import check
@@ -56,7 +56,7 @@ def manifest(
     model = create(INIT, build_char_tokenizer("0123456789="), seed=seed)
     chunks = list(pack(trainable_state(model.module), chunk_bytes=2000))
     assert len(chunks) > 2
-    whole = combine(chunk.checksum for chunk in chunks)
+    whole = combined_checksum(chunk.checksum for chunk in chunks)
     return Manifest(version, whole, 0, tuple(change(chunks)))
 
 
