@@ -10,16 +10,12 @@ from pathlib import Path
 
 from rl4dlm.data import PromptSource
 from rl4dlm.decoding import SamplerSpec
-from rl4dlm.errors import RolloutError
 from rl4dlm.recipe import Recipe
 from rl4dlm.rollout import Generate, Request, mix_block_lengths
 from rl4dlm.rollout.groups import group_rollouts, make_requests
 from rl4dlm.run.folder import Checkpoint, CheckpointParts
-from rl4dlm.run.rollout_files import Drawn, load_drawn, save_drawn
-from rl4dlm.types import Prompt, flatten
-
-STALENESS = {"sync": 0, "one_step_off": 1}
-"""By `cluster.schedule`: how many updates older than the weights that learn from it a rollout may be."""
+from rl4dlm.run.rollout_files import STALENESS, Drawn, load_drawn, require_fresh, save_drawn
+from rl4dlm.types import Prompt
 
 
 def requests_of(recipe: Recipe, prompts: Sequence[Prompt], update: int) -> tuple[list[Request], SamplerSpec]:
@@ -31,23 +27,6 @@ def requests_of(recipe: Recipe, prompts: Sequence[Prompt], update: int) -> tuple
     spec = replace(SamplerSpec.from_config(rollout), record_predictions=record)
     enlarged = recipe.algorithm.rollout_block_length(update)
     return requests, spec if enlarged is None else replace(spec, block_length=enlarged)
-
-
-def require_fresh(drawn: Drawn, version: int, schedule: str) -> None:
-    """Rollouts may be as old as the schedule allows, and no older.
-
-    Raises:
-        RolloutError: some were drawn by other weights.
-    """
-    bound = STALENESS[schedule]
-    for rollout in flatten(drawn.groups):
-        if not 0 <= version - rollout.policy_version <= bound:
-            raise RolloutError(
-                f"prompt uid {rollout.prompt_uid}, sample {rollout.sample}: drawn by the weights of update "
-                f"{rollout.policy_version}, and cluster.schedule = {schedule} lets those of update {version} "
-                f"learn from rollouts that are {bound} older at most.\n"
-                "Fix: with rollout.engine, see to it that the engine samples with the weights it was given."
-            )
 
 
 class Ahead:

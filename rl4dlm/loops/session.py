@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl4dlm.errors import Interrupted, UpdateError
+from rl4dlm.errors import UpdateError
 from rl4dlm.learner.protocols import Policy, RankDied, Reserve, Sampler, Say, ScoringWorkers, Workers
-from rl4dlm.recipe import AnyRecipe, SFTRecipe
+from rl4dlm.recipe import AnyRecipe
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.run.folder import Checkpoint, RunFolder
 from rl4dlm.run.interruption import Interruption
 from rl4dlm.run.preflight import Checks, starting_model
 from rl4dlm.run.reporter import Reporter, places
+from rl4dlm.run.resume_command import told_how_to_resume
 from rl4dlm.tracking import Tracker
 
 
@@ -205,7 +205,7 @@ def open_session(
     """
     folder = RunFolder.of(recipe)
     with ExitStack() as stack:
-        stack.enter_context(_told_how_to_resume(recipe, folder))
+        stack.enter_context(told_how_to_resume(recipe, folder))
         interruption = stack.enter_context(Interruption(recipe.run.save_on_signal).watched())
         stack.enter_context(folder.owned())
         checkpoint = folder.starting_point(recipe, resume=resume, step=step)
@@ -239,18 +239,3 @@ def open_session(
             stack=stack,
             interruption=interruption,
         )
-
-
-@contextmanager
-def _told_how_to_resume(recipe: AnyRecipe, folder: RunFolder) -> Iterator[None]:
-    """An interruption says what became of the run and, where it can be resumed, by which command."""
-    try:
-        yield
-    except Interrupted as error:
-        if not folder.recipe.exists():
-            raise Interrupted(error.signal, f"{error}; nothing was started.") from error
-        newest = folder.find()
-        stands = f"update {newest.update}" if newest else "its beginning: no checkpoint was written yet"
-        verb = "sft" if isinstance(recipe, SFTRecipe) else "train"
-        command = shlex.join(["rl4dlm", verb, str(folder.root), "--resume"])
-        raise Interrupted(error.signal, f"{error}; `{command}` continues from {stands}.") from error

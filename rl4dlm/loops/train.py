@@ -78,10 +78,9 @@ class Training:
         self.rollouts.resume(session.checkpoint)
         if session.update == 0 and not session.tracker.evaluated(0):
             self._evaluate()
-        samples = self.recipe.algorithm.samples_rollouts
-        session.run(self._update if samples else self._offline_update, self._recovered)
-        frozen = self.recipe.algorithm.freezes_model
-        session.finish(session.folder.policy if frozen else session.folder.model)
+        algorithm, folder = self.recipe.algorithm, session.folder
+        session.run(self._update if algorithm.samples_rollouts else self._offline_update, self._recovered)
+        session.finish(folder.policy if algorithm.freezes_model else folder.model)
 
     def _recovered(self) -> None:
         """The policy is back at a checkpoint: so must be whoever follows it."""
@@ -139,16 +138,14 @@ class Training:
                 metrics |= session.policy.update(batch, update)
         session.advance(update)
         with clock("sync"):
-            if session.evaluates_at(update):
-                metrics |= self._sync()
+            metrics |= self._sync() if session.evaluates_at(update) else {}
         self._record({**metrics, **clock.metrics()}, prompts)
 
     def _record(self, metrics: Metrics, prompts: Sequence[Prompt]) -> None:
         """Log an update; evaluate and save where it is time to."""
         session, update = self.session, self.session.update
-        finite = [name for name in _MUST_BE_FINITE if name in metrics]
-        uids = f"prompts {[prompt.uid for prompt in prompts]}"
-        require_finite(update, metrics, finite, f"{uids}; {self.health.good_checkpoint()}")
+        where = f"prompts {[prompt.uid for prompt in prompts]}; {self.health.good_checkpoint()}"
+        require_finite(update, metrics, [name for name in _MUST_BE_FINITE if name in metrics], where)
         session.tracker.log(update, metrics)
         self.health.check_metrics(metrics, update)
         if session.evaluates_at(update):
@@ -169,8 +166,8 @@ class Training:
         if scores is None:
             return rewards, {}
         self.health.check_rewards(scores, update)
-        texts = {"texts": sum(map(len, decodes)), "texts_scored": len(scores.reward)}
-        return rewards, {f"reward/step_{name}": float(count) for name, count in texts.items()}
+        texts, scored = float(sum(map(len, decodes))), float(len(scores.reward))
+        return rewards, {"reward/step_texts": texts, "reward/step_texts_scored": scored}
 
     @property
     def _trainer_state(self) -> dict[str, int]:
@@ -193,10 +190,10 @@ class Training:
         return self.session.policy.replay_gap(probe, self.recipe.rollout.temperature, enlarged)
 
     def _evaluate(self) -> None:
-        session, count = self.session, self.recipe.eval.num_prompts
+        session, at, count = self.session, self.session.update, self.recipe.eval.num_prompts
         session.settle()
         session.reporter.say(f"evaluating on {count} held-out prompts")
-        prompts, at = self.checks.prompts.eval_prompts(count), session.update
+        prompts = self.checks.prompts.eval_prompts(count)
         found = evaluate(self.sampler.generate, self.scorer, prompts, self.recipe, version=at, update=at)
         session.tracker.warn_once(found.warnings)
         session.tracker.evaluation(at, found.metrics, found.samples, found.decode)

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from rl4dlm.errors import CheckpointError, DataError
+from rl4dlm.errors import CheckpointError, DataError, RolloutError
 from rl4dlm.recipe import Recipe
 from rl4dlm.rollout import from_table, to_table, write_parquet
 from rl4dlm.rollout.groups import group_rollouts
 from rl4dlm.run.folder import RunFolder, storage
 from rl4dlm.types import Prompt, RolloutGroup, Scores, flatten
+
+STALENESS = {"sync": 0, "one_step_off": 1}
+"""By `cluster.schedule`: how many updates older than the weights that learn from it a rollout may be."""
 
 
 def write_rollouts(
@@ -84,3 +87,20 @@ def load_drawn(path: Path, prompts: Sequence[Prompt]) -> Drawn:
             "from an earlier checkpoint with --resume step=N."
         ) from error
     return Drawn(group_rollouts(prompts, rollouts), rollouts[0].policy_version, 0.0)
+
+
+def require_fresh(drawn: Drawn, version: int, schedule: str) -> None:
+    """Rollouts may be as old as the schedule allows, and no older.
+
+    Raises:
+        RolloutError: some were drawn by other weights.
+    """
+    bound = STALENESS[schedule]
+    for rollout in flatten(drawn.groups):
+        if not 0 <= version - rollout.policy_version <= bound:
+            raise RolloutError(
+                f"prompt uid {rollout.prompt_uid}, sample {rollout.sample}: drawn by the weights of update "
+                f"{rollout.policy_version}, and cluster.schedule = {schedule} lets those of update {version} "
+                f"learn from rollouts that are {bound} older at most.\n"
+                "Fix: with rollout.engine, see to it that the engine samples with the weights it was given."
+            )

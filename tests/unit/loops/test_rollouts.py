@@ -12,8 +12,8 @@ import pytest
 from tiny import tiny_groups, tiny_scores
 
 from rl4dlm.errors import CheckpointError, RolloutError
-from rl4dlm.loops.rollouts import Ahead, require_fresh
-from rl4dlm.run.rollout_files import Drawn, load_drawn, save_drawn
+from rl4dlm.loops.rollouts import Ahead
+from rl4dlm.run.rollout_files import Drawn, load_drawn, require_fresh, save_drawn
 from rl4dlm.run.rollout_metrics import rollout_metrics
 from rl4dlm.types import RolloutGroup
 
