@@ -111,8 +111,8 @@ def plan_corruptions(
 
     Args:
         seed: int64 `[rows]`, root of each row's masks.
-        loss_mask: bool `[rows, completion]`, the positions whose likelihood is estimated; all others stay
-            visible.
+        loss_mask: bool `[rows, completion]`, the positions whose likelihood is estimated; others stay visible
+            up to the last of them, and are hidden in every state after it (`unseen_by_sampler`).
         inner: index of the pass; each has corruptions of its own.
         settings: the estimator.
         block: int64 `[rows, completion]`: the ELBO of a block-causal model is the sum over blocks of the ELBO

@@ -23,7 +23,14 @@ from rl4dlm.likelihood.elbo import ElboSettings, plan_corruptions
 from rl4dlm.likelihood.one_step import one_step_states
 from rl4dlm.likelihood.orders import blockwise_plan, random_order_plan
 from rl4dlm.likelihood.packing import split_by_tokens
-from rl4dlm.likelihood.states import States, block_of_positions, rectangle, sequence_tokens, state_logp
+from rl4dlm.likelihood.states import (
+    States,
+    block_of_positions,
+    rectangle,
+    sequence_tokens,
+    state_logp,
+    unseen_by_sampler,
+)
 from rl4dlm.types import Denoiser, DenoiserSpec
 
 P_MASK_PROMPT = 0.15
@@ -53,7 +60,8 @@ class Completions:
     completion_ids: np.ndarray
     """int `[rows, completion]`, whole canvases."""
     loss_mask: np.ndarray
-    """bool `[rows, completion]`: the positions whose likelihood is estimated; others are always visible."""
+    """bool `[rows, completion]`: the positions whose likelihood is estimated; what follows the last of
+    them is always hidden."""
     block: Tensor
     """int64 `[rows, completion]`: blocks of a block-causal model; all 0 for full attention."""
     decoded: Tensor
@@ -143,7 +151,8 @@ class Estimator:
     random: bool = True
     """Whether it depends on the seed."""
     only_actions: bool = True
-    """Whether its states hide actions and nothing else, so that an enumeration can answer them."""
+    """Whether its states hide actions and what no sampler sees, nothing else, so that an enumeration can
+    answer them."""
 
 
 def _always(completions: Completions, forwards: int) -> bool:
@@ -233,7 +242,7 @@ class Enumeration:
     def lookup(self, states: States) -> Tensor:
         """float64 `[states, completion]`, 0 where a position is no target."""
         bit, block = self.bit[states.row], self.block[states.row]
-        digit = torch.where(states.is_masked, 1 << bit.clamp(min=0), 0)
+        digit = torch.where(states.is_masked & (bit >= 0), 1 << bit.clamp(min=0), 0)
         codes = torch.zeros(len(states), int(self.block.max()) + 1, dtype=torch.int64)
         code = codes.scatter_add(1, block, digit).gather(1, block)  # [states, completion]
         position = torch.arange(bit.shape[1])
@@ -274,7 +283,8 @@ def enumerate_subsets(
         bit = torch.where(inside, inside.cumsum(1) - 1, bit)
     codes = torch.arange(2**completions.block_actions)
     hidden = ((codes[:, None] >> bit.clamp(min=0)[:, None]) & 1 == 1) & action[:, None]
-    states = rectangle(hidden, torch.ones(()))
+    unseen = unseen_by_sampler(action)[:, None]
+    states = rectangle(hidden | unseen, torch.ones(()), target=hidden)
     logp = read_states(denoiser, completions, states, max_tokens, advance)
     return Enumeration(logp.view(len(completions), len(codes), -1), bit, completions.block)
 
@@ -326,10 +336,12 @@ class Oracle:
         return read_states(self.denoiser, self.completions, states, self.max_tokens, self.advance)
 
     def _is_listed(self, states: States) -> bool:
-        """Whether the states hide actions only."""
-        action = torch.tensor(self.completions.loss_mask)[states.row]
+        """Whether the states hide what no sampler sees, some actions, and nothing else."""
+        action = torch.tensor(self.completions.loss_mask)
+        unseen, others = unseen_by_sampler(action)[states.row], ~action[states.row]
         prompts = states.prompt_masked or ()
-        return not (states.is_masked & ~action).any() and not any(mask.any() for mask in prompts)
+        listed = torch.equal(states.is_masked & others, unseen)
+        return listed and not any(mask.any() for mask in prompts)
 
 
 def estimates(

@@ -17,6 +17,7 @@ from torch import Tensor
 from rl4dlm.diffusion.masking import random_ranks, state_uniform, stratified_counts
 from rl4dlm.likelihood.elbo import ElboSettings, plan_corruptions
 from rl4dlm.likelihood.plans import CorruptionPlan, block_by_block, plan_each_block
+from rl4dlm.likelihood.states import unseen_by_sampler
 
 
 def random_order_plan(
@@ -29,7 +30,7 @@ def random_order_plan(
 
     Args:
         seed: int64 `[rows]`, root of each row's order.
-        loss_mask: bool `[rows, completion]`, the positions that are ordered; all others stay visible.
+        loss_mask: bool `[rows, completion]`, the positions that are ordered; others as in `plan_corruptions`.
         inner: index of the pass; each has an order of its own.
         num_steps: M.
         block: int64 `[rows, completion]` of a block-causal model: every block has an order of its own, and a
@@ -64,7 +65,7 @@ def blockwise_plan(
 
     Args:
         seed: int64 `[rows]`.
-        loss_mask: bool `[rows, completion]`; all other positions stay visible.
+        loss_mask: bool `[rows, completion]`; other positions as in `plan_corruptions`.
         inner: index of the pass.
         settings: the estimate of each block's ELBO.
         block: int64 `[rows, completion]`, ascending from 0.
@@ -82,4 +83,4 @@ def blockwise_plan(
     inside = parts.is_masked.unflatten(0, shape)  # [rows, blocks, states, completion]
     later = block[:, None] > torch.arange(shape[1])[:, None]  # [rows, blocks, completion]
     hidden = inside | (later & positions[:, None])[:, :, None]
-    return CorruptionPlan(hidden.flatten(1, 2), weight.flatten(1, 2))
+    return CorruptionPlan(hidden.flatten(1, 2), weight.flatten(1, 2), unseen_by_sampler(positions))

@@ -25,6 +25,9 @@ def pair_states(plans: Sequence[CorruptionPlan], completion_ids: Sequence[np.nda
     parts = [plan.states() for plan in plans]
     count = plans[0].is_masked.shape[1]
     hidden = torch.cat([part.is_masked.unflatten(0, (-1, count)) for part in parts], dim=1)
+    target = torch.cat([part.target.unflatten(0, (-1, count)) for part in parts], dim=1)
     weight = torch.cat([part.weight.unflatten(0, (-1, count)) for part in parts], dim=1)
     clean = torch.from_numpy(np.stack(completion_ids, axis=1)).long()  # [rows, 2, completion]
-    return replace(rectangle(hidden, weight), clean=clean.repeat_interleave(count, dim=1).flatten(0, 1))
+    return replace(
+        rectangle(hidden, weight, target=target), clean=clean.repeat_interleave(count, dim=1).flatten(0, 1)
+    )

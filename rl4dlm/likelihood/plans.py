@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.likelihood.states import States, rectangle
+from rl4dlm.likelihood.states import States, rectangle, unseen_by_sampler
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,23 @@ class CorruptionPlan:
     """
 
     is_masked: Tensor
-    """bool `[rows, states, completion]`."""
+    """bool `[rows, states, completion]`: hidden and scored."""
     weight: Tensor
     """float64 `[rows, states]`, or `[rows, states, completion]` where blocks have weights of their own."""
+    unseen: Tensor | None = None
+    """bool `[rows, completion]`: hidden in all states and scored in none (`unseen_by_sampler`); None: no
+    position."""
 
     def take(self, states: Sequence[int]) -> CorruptionPlan:
         """The plan with only these states; partial estimates over disjoint states add up to the whole."""
         index = list(states)
-        return CorruptionPlan(self.is_masked[:, index], self.weight[:, index])
+        return replace(self, is_masked=self.is_masked[:, index], weight=self.weight[:, index])
 
     def states(self) -> States:
-        """As states of the same rows: every masked position is a target."""
+        """As states of the same rows: every masked position is a target, and what is unseen is hidden too."""
         weight = self.weight if self.weight.ndim == 3 else self.weight[..., None]
-        return rectangle(self.is_masked, weight)
+        hidden = self.is_masked if self.unseen is None else self.is_masked | self.unseen[:, None]
+        return rectangle(hidden, weight, target=self.is_masked)
 
 
 def block_by_block(
@@ -48,15 +52,17 @@ def block_by_block(
         block: int64 `[rows, completion]`; None: one block.
 
     Returns:
-        The plan; with several blocks its weights are `[rows, states, completion]`.
+        The plan; with several blocks its weights are `[rows, states, completion]`. What follows a row's last
+        position is `unseen`.
     """
+    unseen = unseen_by_sampler(positions)
     if block is None or not block.any():
-        return plan(roots, positions)
+        return replace(plan(roots, positions), unseen=unseen)
     parts, shape = plan_each_block(plan, roots, positions, block)
     weight = parts.weight if parts.weight.ndim == 3 else parts.weight[..., None]
     weight = (weight * parts.is_masked).unflatten(0, shape)
     is_masked = parts.is_masked.unflatten(0, shape)  # [rows, blocks, states, completion]
-    return CorruptionPlan(is_masked.any(1), weight.sum(1))
+    return CorruptionPlan(is_masked.any(1), weight.sum(1), unseen)
 
 
 def plan_each_block(

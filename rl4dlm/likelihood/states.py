@@ -106,6 +106,25 @@ def rectangle(
     )
 
 
+def unseen_by_sampler(actions: Tensor) -> Tensor:
+    """What the sampler had not written when it took its last action: all positions after it.
+
+    Every state that a method makes of a completion hides them and scores none of them. A state that showed
+    them would tell the model where the text ends; what lies there is no choice of the policy (fillers of
+    blocks that were never sampled) or none that counts (the canvas after the first stop id). States that a
+    sampler visited are replayed as they were recorded.
+
+    Source: SPG, arXiv:2510.09541, its released code, which hides what follows the end of text.
+
+    Args:
+        actions: bool `[..., completion]`.
+
+    Returns:
+        bool of its shape.
+    """
+    return actions.flip(-1).long().cumsum(-1).flip(-1) == 0
+
+
 def is_block_causal(spec: DenoiserSpec) -> bool:
     """Whether the model sees blocks in order, later ones not at all."""
     return spec.attention == "block_causal"

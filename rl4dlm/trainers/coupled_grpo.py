@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rl4dlm.diffusion.masking import bernoulli_masks, state_uniform
-from rl4dlm.likelihood.states import States, rectangle
+from rl4dlm.likelihood.states import States, rectangle, unseen_by_sampler
 from rl4dlm.recipe.algorithms import CoupledGRPOConfig, TokenLevel
 from rl4dlm.trainers.elbo_states import same_number
 from rl4dlm.trainers.method import Method, Setting, StatePlan
@@ -34,7 +34,7 @@ def coupled_grpo(config: CoupledGRPOConfig, setting: Setting) -> Method[TokenLev
         action, seed = torch.from_numpy(batch.loss_mask[rows])[:, None], torch.tensor(batch.seed[rows])
         low, high = config.min_rate, config.max_rate
         rate = low + (high - low) * state_uniform(seed, 1, inner)  # t of each row, [rows, 1]
-        hidden = coupled_masks(seed, rate, action.shape[-1], inner)
+        hidden = coupled_masks(seed, rate, action.shape[-1], inner) | unseen_by_sampler(action)
         weight = torch.cat((torch.ones_like(rate), 1 / rate, 1 / (1 - rate)), dim=1)[..., None] / 2
         if config.calibrate:
             weight = weight / _MEAN_WEIGHT
@@ -51,7 +51,7 @@ def coupled_masks(seed: Tensor, rate: Tensor, completion: int, inner: int) -> Te
     Args:
         seed: int64 `[rows]`.
         rate: float64 `[rows, 1]`: probability that the second view hides a position.
-        completion: canvas length; positions beyond the end of text are hidden like all others.
+        completion: canvas length; every position of it takes part.
         inner: index of the pass.
 
     Returns:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from rl4dlm.likelihood.block_random import block_random_masks
 from rl4dlm.likelihood.bounds import elbo_per_token, eubo_per_token
 from rl4dlm.likelihood.elbo import ElboSettings, plan_corruptions
 from rl4dlm.likelihood.one_step import prompt_masks
-from rl4dlm.likelihood.states import States, is_block_causal, rectangle
+from rl4dlm.likelihood.states import States, is_block_causal, rectangle, unseen_by_sampler
 from rl4dlm.loss.reduce import mean_over_rows
 from rl4dlm.loss.sandwich import sandwiched
 from rl4dlm.recipe.algorithms import SPGConfig
@@ -81,7 +80,7 @@ def random_states(config: SPGConfig, setting: Setting) -> StatePlan:
     def make(batch: TrainBatch, rows: list[int], inner: int) -> States:
         hidden, target, weight = masks_of(config, setting, batch, rows, inner)
         if config.after_eos == "mask":
-            hidden = hidden | torch.from_numpy(_after_the_end(batch.loss_mask[rows]))[:, None]
+            hidden = hidden | unseen_by_sampler(torch.from_numpy(batch.loss_mask[rows]))[:, None]
         lengths = [len(batch.prompt_ids[row]) for row in rows]
         prompts = prompt_masks(batch.seed[rows], lengths, config.num_masks, inner, config.p_mask_prompt)
         return replace(rectangle(hidden, weight * target, target=target), prompt_masked=prompts)
@@ -129,8 +128,3 @@ def _sampled_blocks(setting: Setting, batch: TrainBatch, rows: list[int]) -> Ten
         return model_blocks(batch, rows, setting.spec)
     position = torch.arange(batch.completion_ids.shape[1]).expand(len(rows), -1)
     return position // (setting.block_length or position.shape[1])
-
-
-def _after_the_end(action: np.ndarray) -> np.ndarray:
-    """bool `[rows, completion]`: positions beyond the last action."""
-    return ~np.logical_or.accumulate(action[:, ::-1], axis=1)[:, ::-1]

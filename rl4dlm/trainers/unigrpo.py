@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rl4dlm.diffusion.masking import count_masks, masked_counts, state_uniform
-from rl4dlm.likelihood.states import States, rectangle
+from rl4dlm.likelihood.states import States, rectangle, unseen_by_sampler
 from rl4dlm.recipe.algorithms import TokenLevel, UniGRPOConfig
 from rl4dlm.trainers.elbo_states import same_number
 from rl4dlm.trainers.method import Method, Setting, StatePlan
@@ -28,16 +28,17 @@ from rl4dlm.types import TrainBatch
 def unigrpo(config: UniGRPOConfig, setting: Setting) -> Method[TokenLevel]:
     """l_i from the pass's mask, whose tokens stand for all; rho and loss by `tokens.py`."""
 
-    def masked(batch: TrainBatch, rows: list[int], inner: int) -> States:
+    def at_rate(batch: TrainBatch, rows: list[int], inner: int) -> States:
         seed, action = torch.tensor(batch.seed[rows]), torch.from_numpy(batch.loss_mask[rows])
         first = state_uniform(seed, 1, 0)  # of the first pass, whichever pass this is
         rate = spread_rate(first, inner, config.num_iterations)
         counts, weight = masked_counts(rate, action.sum(1, keepdim=True), "round_half")
         hidden = count_masks(seed, action, counts, inner)  # [rows, 1, completion]
-        states = rectangle(hidden, torch.ones(1, dtype=torch.float64))
+        masked = hidden | unseen_by_sampler(action)[:, None]
+        states = rectangle(masked, torch.ones(1, dtype=torch.float64), target=hidden)
         return replace(states, stands_for=(weight[..., None] * hidden).flatten(0, 1))
 
-    return token_method(config, setting, StatePlan(same_number(1), masked))
+    return token_method(config, setting, StatePlan(same_number(1), at_rate))
 
 
 def spread_rate(first: Tensor, inner: int, num_iterations: int) -> Tensor:

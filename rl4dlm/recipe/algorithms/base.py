@@ -74,7 +74,8 @@ class MethodConfig(Passes):
 
     completion_scope: Literal["canvas", "until_eos"] = "until_eos"
     """Positions that count as the action: up to and including the first stop id, or the whole canvas without
-    the filler after an early stop."""
+    the filler after an early stop. What follows the last action is hidden from the model in every state that
+    is made of a completion; states that the sampler visited are replayed as they were."""
 
     def rules(self, recipe: Recipe) -> Iterator[Finding]:
         """What does not fit between these settings, or between them and the recipe."""

@@ -42,9 +42,9 @@ def oracle_of(denoiser, *, enumerated: bool = True, block_length: int = 3) -> Or
 
 
 def short_row_elbo(denoiser) -> float:
-    """The ELBO of the second row's three actions, what follows them visible."""
+    """The ELBO of the second row's three actions, what follows them hidden."""
     subsets = all_subsets(3)
-    hidden = torch.cat([subsets, torch.zeros_like(subsets)], dim=1)
+    hidden = torch.cat([subsets, torch.ones_like(subsets)], dim=1)
     table = conditional_table(denoiser, PROMPTS[1].tolist(), IDS[1].tolist())
     return enumerate_elbo(table[subset_code(hidden)][:, :3])
 
@@ -52,7 +52,7 @@ def short_row_elbo(denoiser) -> float:
 # --- The reference ---
 
 
-def test_the_exact_reference_is_the_elbo_by_enumeration_whatever_is_visible_beside_it():
+def test_the_exact_reference_is_the_elbo_by_enumeration_with_the_tail_hidden():
     denoiser = tiny_denoiser()
     (reference,), _ = references([oracle_of(denoiser)], 0, 0)
     whole = enumerate_elbo(conditional_table(denoiser, PROMPTS[0].tolist(), IDS[0].tolist()))
@@ -319,4 +319,4 @@ def test_reading_states_of_rows_with_prompts_of_different_length_keeps_their_ord
     together = read_states(denoiser, completions, asked, 1000)
     alone = read_states(denoiser, completions, asked, 1)
     torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
-    assert (together < 0).sum() == states.is_masked.sum()
+    assert (together < 0).sum() == states.target.sum() < states.is_masked.sum()

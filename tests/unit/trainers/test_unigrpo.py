@@ -17,15 +17,15 @@ def test_rates_go_from_the_first_to_one_in_equal_steps():
     assert torch.equal(spread_rate(first, 0, 1), first)
 
 
-def test_only_actions_are_hidden_and_the_last_pass_hides_all_of_them():
+def test_only_actions_are_scored_and_the_last_pass_scores_all_of_them():
     trainer = make(type="unigrpo")
     batch = batch_of(trainer)
     action = torch.from_numpy(batch.loss_mask)
     for inner in range(4):
         states = states_of(trainer, batch, range(12), inner)
-        assert not (states.is_masked & ~action).any() and states.is_masked.any(1).all()
-        assert torch.equal(states.target, states.is_masked)
-    assert torch.equal(states.is_masked, action)
+        assert not (states.target & ~action).any() and states.target.any(1).all()
+        assert torch.equal(states.is_masked, states.target | ~action)  # completions end once
+    assert torch.equal(states.target, action)
 
 
 def test_masked_tokens_stand_for_all_actions_of_their_row():
@@ -39,10 +39,11 @@ def test_masked_tokens_stand_for_all_actions_of_their_row():
 def test_hidden_tokens_are_scored_given_the_others():
     trainer, denoiser = make(type="unigrpo"), tiny_denoiser()
     batch = batch_of(trainer)
-    values, masks = estimate(trainer, denoiser, batch, 1), states_of(trainer, batch, range(12), 1).is_masked
+    values, states = estimate(trainer, denoiser, batch, 1), states_of(trainer, batch, range(12), 1)
     for row in range(12):
         table = conditional_table(denoiser, batch.prompt_ids[row], batch.completion_ids[row])
-        torch.testing.assert_close(values[row], table[subset_code(masks[row])], atol=1e-12, rtol=0)
+        expected = table[subset_code(states.is_masked[row])] * states.target[row]
+        torch.testing.assert_close(values[row], expected, atol=1e-12, rtol=0)
 
 
 def test_the_loss_is_the_mean_over_rows_of_the_mean_over_masked_tokens():
@@ -50,7 +51,7 @@ def test_the_loss_is_the_mean_over_rows_of_the_mean_over_masked_tokens():
     batch, now = batch_of(trainer), perturbed()
     old = estimate(trainer, tiny_denoiser(), batch, 1)
     loss, metrics = loss_of(trainer, now, batch, inner=1, old=old)
-    new, masks = estimate(trainer, now, batch, 1).numpy(), states_of(trainer, batch, range(12), 1).is_masked
+    new, masks = estimate(trainer, now, batch, 1).numpy(), states_of(trainer, batch, range(12), 1).target
     rows, ratios = [], []
     for row in range(12):
         ratio = np.exp(new[row] - old[row].numpy())[masks[row].numpy()]
