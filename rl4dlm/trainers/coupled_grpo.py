@@ -7,7 +7,8 @@
 Every token is scored in two contexts, one of them partly filled in. The weights of a token add up to 1.5 on
 average: lhat is a scaled log-probability, and `calibrate` divides it by 1.5. Departures from the released
 code: t is drawn per completion and not shared by all of a pass, masks come from row seeds and every pass has
-its own; the reference policy is fixed instead of following the policy every 64 steps. Default baseline: the
+its own; the reference policy is fixed unless `sync_ref_model` lets it follow the policy
+every 64 optimizer steps. Default baseline: the
 group's mean (`baseline: loo` is the released code).
 """
 

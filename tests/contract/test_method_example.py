@@ -97,7 +97,7 @@ def test_what_a_plug_in_declares_is_the_recipes_algorithm(held: str, nested: boo
     assert type(algorithm).__name__ == "Held" and algorithm.type == "plugin"
     assert (algorithm.num_iterations, algorithm.scale_rewards, algorithm.baseline) == (4, "group", "loo")
     assert algorithm.completion_scope == "canvas" and algorithm.keeps_reference and algorithm.needs_old
-    assert algorithm.reference_follows and algorithm.syncs_reference_at(3)
+    assert algorithm.reference_follows and algorithm.syncs_reference_at(3, 1)
     cost = cost_of(recipe, FACTS, 5)
     assert cost.forwards["reference"] == cost.forwards["old"] == 4 * 128
     assert cost.trainer["reference"] > 0

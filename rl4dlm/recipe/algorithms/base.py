@@ -103,8 +103,13 @@ class MethodConfig(Passes):
         """Whether the reference is moved towards the policy."""
         return False
 
-    def syncs_reference_at(self, update: int) -> bool:
-        """Whether the reference moves towards the policy after update 1, 2, ..."""
+    def syncs_reference_at(self, update: int, steps_per_update: int) -> bool:
+        """Whether the reference moves towards the policy after update 1, 2, ...
+
+        Args:
+            update: from 1.
+            steps_per_update: optimizer steps that each update takes.
+        """
         return False
 
     @property
@@ -197,12 +202,14 @@ class Following(GroupMethod):
     """Methods whose reference policy, where they keep one, can follow the policy."""
 
     sync_ref_model: bool = False
-    """Let the reference policy follow: every `ref_model_sync_steps` updates it becomes
+    """Let the reference policy follow: every `ref_model_sync_steps` optimizer steps it becomes
     `ref_model_mixup_alpha` times the policy plus the rest of itself. Not under LoRA, whose reference is the
     base model."""
 
     ref_model_sync_steps: int = Field(512, ge=1)
-    """Updates between two such moves; coupled-GRPO: 64."""
+    """Optimizer steps between two such moves, as in TRL; coupled-GRPO: 64. An update takes `num_iterations`
+    times `trainer.num_minibatches` of them, and the reference moves after the update in which their count
+    reaches or passes a multiple."""
 
     ref_model_mixup_alpha: float = Field(0.6, gt=0, le=1)
     """The policy's share; 1 makes the reference the policy."""
@@ -217,9 +224,10 @@ class Following(GroupMethod):
         """Where it is asked to."""
         return self.sync_ref_model
 
-    def syncs_reference_at(self, update: int) -> bool:
-        """Every so many updates."""
-        return self.sync_ref_model and update % self.ref_model_sync_steps == 0
+    def syncs_reference_at(self, update: int, steps_per_update: int) -> bool:
+        """Where the count of optimizer steps reaches or passes a multiple."""
+        done, every = update * steps_per_update, self.ref_model_sync_steps
+        return self.sync_ref_model and done // every > (done - steps_per_update) // every
 
     def rules(self, recipe: Recipe) -> Iterator[Finding]:
         """Besides what all methods ask for: a reference that follows is kept, and can move."""

@@ -39,11 +39,43 @@ def test_it_becomes_a_share_of_the_policy_and_the_rest_of_itself(
     assert all(bool((parameter == 2.0).all()) for parameter in policy.parameters())
 
 
-def test_it_moves_at_every_nth_update_where_it_is_asked_to() -> None:
-    config = CoupledGRPOConfig(beta=0.01, sync_ref_model=True, ref_model_sync_steps=64)
-    assert [update for update in range(1, 200) if config.syncs_reference_at(update)] == [64, 128, 192]
-    assert not any(GDPOConfig(beta=0.1).syncs_reference_at(update) for update in range(1, 2000))
-    assert not VRPOConfig().syncs_reference_at(512)
+@pytest.mark.parametrize(
+    ("every", "per_update", "expected"),
+    [
+        (64, 1, [64, 128]),
+        (64, 2, [32, 64, 96, 128]),  # coupled-GRPO: two passes over a batch
+        (64, 6, [11, 22, 32, 43, 54, 64, 75, 86, 96, 107, 118, 128, 139]),  # 66 and 132 pass 64 and 128
+        (5, 12, list(range(1, 141))),
+    ],
+)
+def test_it_moves_after_the_update_in_which_the_optimizer_steps_pass_a_multiple(
+    every: int, per_update: int, expected: list[int]
+) -> None:
+    config = CoupledGRPOConfig(beta=0.01, sync_ref_model=True, ref_model_sync_steps=every)
+    assert [update for update in range(1, 141) if config.syncs_reference_at(update, per_update)] == expected
+
+
+def test_it_stays_where_it_is_not_asked_to_follow() -> None:
+    assert not any(GDPOConfig(beta=0.1).syncs_reference_at(update, 3) for update in range(1, 2000))
+    assert not VRPOConfig().syncs_reference_at(512, 1)
+
+
+@pytest.mark.parametrize(
+    ("passes", "parts", "moves"), [(1, 1, [3, 6]), (3, 1, [1, 2, 3, 4, 5, 6]), (1, 2, [2, 3, 5, 6])]
+)
+def test_a_rank_counts_passes_times_minibatches(
+    passes: int, parts: int, moves: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [f"algorithm.num_iterations={passes}", f"trainer.num_minibatches={parts}", "algorithm.beta=0.1"]
+    following = ["algorithm.sync_ref_model=true", "algorithm.ref_model_sync_steps=3"]
+    rank = PolicyRank(load_recipe("quickstart", [*changes, *following]), PlainNetworks())
+    rank._engine = PlainNetworks().train(linear(2.0, torch.float32), TrainerConfig())
+    rank._frozen = PlainNetworks().freeze(linear(-1.0, torch.float32), TrainerConfig())
+    moved: list[int] = []
+    monkeypatch.setattr("rl4dlm.learner.rank.mix_reference", lambda *_: moved.append(update))
+    for update in range(1, 7):
+        rank._sync_reference(update)
+    assert moved == moves
 
 
 FAMILIES = [("llada", None), ("a2d", None), ("llada2", 4), ("mdlm", None)]
