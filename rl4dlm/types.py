@@ -24,7 +24,7 @@ SAMPLED, FORCED, EARLY_COMMIT, EOS_FILLER = range(4)
 REVEAL, REMASK, FILL = 0, 1, 3
 
 # Why a rollout ended: `Rollout.stop_reason`.
-STOP_EOS, STOP_LENGTH, STOP_EARLY_COMMIT, STOP_ABORTED = 0, 1, 2, 4
+STOP_EOS, STOP_LENGTH, STOP_EARLY_COMMIT = range(3)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Layers are those of transformers' Qwen2, Qwen3 and Llama, but for experts and LLaDA2. What surrounds them is
 here, because there it is causal, keeps the rotary angles in a buffer that a cast degrades, and freezes the
-embedding row of the padding token (specs: models 2, 5.2).
+embedding row of the padding token.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Published tensor names; SUBS is what `Denoiser` asks for (the mask has logit -inf, visible tokens are not
 scored). The time is not an input, as in the published checkpoints: what modulates the layers is one learned
-vector (specs: models 7). Not covered: dropout (published training: 0.1).
+vector. Not covered: dropout (published training: 0.1).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LLaDA (arXiv:2502.09992): a bidirectional transformer that predicts masked tokens, published tensor names.
 
-Numerics follow the OLMo dialect that the published weights were trained with (specs: models 2): RMSNorm takes
+Numerics follow the OLMo dialect that the published weights were trained with: RMSNorm takes
 its statistics in float32 and casts before the weight; rotary angles and the rotation itself are float32,
 whatever the parameters' dtype.
 """

@@ -52,7 +52,7 @@ class Router(ExactBuffers):
 
     Source: LLaDA-MoE, arXiv:2509.24389: softmax over all experts, the largest are chosen, not renormalised.
     LLaDA2, arXiv:2512.15745: sigmoid scores; a bias, which steers the choice alone; the best groups by the
-    sum of their two best experts; weights renormalised and scaled (specs: models 4).
+    sum of their two best experts; weights renormalised and scaled.
     """
 
     expert_bias: Tensor

@@ -1,7 +1,7 @@
 """Projections of the layers in 8 or 4 bits by bitsandbytes: rollouts, and the frozen base of adapters.
 
 Source: LLM.int8 (arXiv:2208.07339); NF4 with double quantisation, as d1 trains LLaDA (arXiv:2504.12216).
-Embedding, head, norms, routers and what a DiT modulates with stay as they are (specs: models 17). Quality on
+Embedding, head, norms, routers and what a DiT modulates with stay as they are. Quality on
 diffusion models is not published for either, and was not measured here.
 """
 

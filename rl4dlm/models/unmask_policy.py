@@ -47,7 +47,7 @@ class UnmaskNetConfig:
 class UnmaskNet(nn.Module):
     """One transformer block over the canvas; a logit of committing each position.
 
-    Source: arXiv:2512.09106 (specs: rl-algorithms 6.1, decoding 5.5): adaptive layer norm on the time.
+    Source: arXiv:2512.09106: adaptive layer norm on the time.
         Departs from it: what tells positions apart is not published, and is rotary here, so that a canvas may
         have any length.
     """

@@ -12,7 +12,7 @@ from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.likelihood.packing import action_mask
 from rl4dlm.recipe.algorithms import MethodConfig
 from rl4dlm.trainers.method import Method, Metrics, Recorded, UsableRollouts
-from rl4dlm.types import STOP_ABORTED, Rollout, RolloutGroup, Scores, TrainBatch, flatten
+from rl4dlm.types import Rollout, RolloutGroup, Scores, TrainBatch, flatten
 
 
 def partial_decodes(method: Method[MethodConfig], groups: Sequence[RolloutGroup]) -> list[list[np.ndarray]]:
@@ -49,7 +49,7 @@ def prepare_batch(
 ) -> tuple[TrainBatch | None, Metrics]:
     """Rewards -> advantages on the global batch -> what an update needs. No model.
 
-    BatchRows whose reward failed are left out, and aborted rollouts, whose canvas is not a completion.
+    Rows whose reward failed are left out.
 
     Args:
         policy_version: weights that drew the rollouts.
@@ -94,7 +94,7 @@ def _usable(
     credit = method.credit
     sizes = [len(group.rollouts) for group in groups]
     group: np.ndarray = np.repeat(np.arange(len(groups), dtype=np.int32), sizes)
-    usable = _whole(rollouts, scores, step_rewards)
+    usable = _rewarded(scores, step_rewards)
     reward = scores.reward if credit.adjust is None else credit.adjust(rollouts, scores.reward)
     metrics: Metrics = {"reward/excluded": float(len(rollouts) - usable.sum())}
     if not usable.any():
@@ -119,12 +119,9 @@ def _usable(
     return found, metrics
 
 
-def _whole(
-    rollouts: Sequence[Rollout], scores: Scores, step_rewards: Sequence[np.ndarray] | None
-) -> np.ndarray:
-    """bool `[rollouts]`: whole completions whose rewards are all known."""
-    aborted = np.array([rollout.stop_reason == STOP_ABORTED for rollout in rollouts], dtype=bool)
-    usable = np.isfinite(scores.reward) & ~scores.failed & ~aborted
+def _rewarded(scores: Scores, step_rewards: Sequence[np.ndarray] | None) -> np.ndarray:
+    """bool `[rollouts]`: completions whose rewards are all known."""
+    usable = np.isfinite(scores.reward) & ~scores.failed
     if step_rewards is not None:
         usable &= np.array([bool(np.isfinite(rewards).all()) for rewards in step_rewards])
     return usable

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rl4dlm.recipe.findings import Finding
 from rl4dlm.recipe.rules.base import rule
+from rl4dlm.recipe.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from rl4dlm.recipe import Recipe
@@ -19,10 +20,10 @@ def a_method_brings_its_own_rules(recipe: Recipe) -> Iterator[Finding]:
 
 @rule
 def trajectories_are_kept(recipe: Recipe) -> Iterator[Finding]:
-    if recipe.algorithm.scores_trajectories and recipe.rollout.remasking in ("rcr", "saber"):
+    if recipe.algorithm.scores_trajectories and SAMPLERS[recipe.rollout.remasking].revises:
         yield (
             "rollout.remasking",
-            f"rollout.remasking = {recipe.rollout.remasking} takes tokens back, and {recipe.algorithm.type} "
+            f"rollout.remasking = {recipe.rollout.remasking} remasks tokens, and {recipe.algorithm.type} "
             "scores each token in the one state that it was drawn in",
             "use top_probability or low_confidence, or a method of predictions such as mdpo",
         )

@@ -16,7 +16,7 @@ from rl4dlm.trainers.method import Method, MicroBatch
 from rl4dlm.trainers.passes import estimate_rows, micro_batches, minibatches, step_size
 from rl4dlm.trainers.passes import loss as loss_of_rows
 from rl4dlm.trainers.prepare import prepare_batch
-from rl4dlm.types import STOP_ABORTED, Denoiser, Prompt, RolloutGroup
+from rl4dlm.types import Denoiser, Prompt, RolloutGroup
 
 REWARD = [1, 0, 0.5, 0, 0, 0, 0, 0, 1, 1, 0, 0.25]  # the second of three groups is all equal
 WHOLE = 10**6  # a token budget that everything fits in
@@ -133,14 +133,6 @@ def test_a_reward_marked_failed_is_left_out_even_with_a_number():
         seed=0,
     )
     assert len(batch) == 11
-
-
-def test_an_aborted_rollout_is_left_out():
-    groups = tiny_groups()
-    aborted = dataclasses.replace(groups[0].rollouts[0], stop_reason=STOP_ABORTED)
-    groups[0] = RolloutGroup(groups[0].prompt, (aborted, *groups[0].rollouts[1:]))
-    batch, metrics = prepare(make_method(GDPOConfig()), groups=groups)
-    assert (len(batch), metrics["reward/excluded"]) == (11, 1.0)
 
 
 def test_without_any_reward_there_is_no_batch():
