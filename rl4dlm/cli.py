@@ -382,6 +382,42 @@ def export(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A GGUF file, a model folder, or a hub name.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    to: Annotated[
+        str | None,
+        typer.Option(help="blocks or full: an untrained diffusion model; default: the model as it is."),
+    ] = None,
+    block_length: Annotated[
+        int | None, typer.Option(min=1, max=MAX_COUNT, help="Tokens of a block, with --to blocks.")
+    ] = None,
+    shift: Annotated[
+        bool | None,
+        typer.Option(
+            "--shift/--no-shift",
+            help="Read a token off the row before it, as autoregressive models do; default in blocks.",
+        ),
+    ] = None,
+    mask_token: Annotated[
+        str | None,
+        typer.Option(
+            help="Token for hidden positions; default: the tokenizer's, else a reserved one, else a new one."
+        ),
+    ] = None,
+) -> None:
+    """Write a model as a plain folder, or as a diffusion model that blocks of one token leave what it was.
+
+    Example: rl4dlm convert SmolLM2-135M-Instruct.gguf smollm2-blocks --to blocks --block-length 4
+    """
+    from rl4dlm.commands.convert import ConvertRequest, convert_model
+
+    if to not in (None, "blocks", "full"):
+        raise UserError(f"--to {to!r} is not known.\nFix: use blocks or full, or leave it out.")
+    typer.echo(convert_model(ConvertRequest(source, folder, to, block_length, shift, mask_token)))  # type: ignore[arg-type]
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has and what is missing.
 

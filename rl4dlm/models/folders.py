@@ -12,7 +12,7 @@ from pathlib import Path
 from rl4dlm.errors import ModelError, StorageError
 from rl4dlm.models.weights import TensorHeader, read_headers
 
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 _TOKENIZER_CODE = ["tokenization*.py"]
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -35,7 +35,7 @@ def find_folder(path: str | Path, *, weights: bool, trust_remote_code: bool = Fa
         raise ModelError(f"{path} is a file. Fix: give the folder that holds config.json.")
     if not HUB_NAME.fullmatch(str(path)) or str(path).startswith("."):
         raise ModelError(f"{path}: no such folder. Fix: correct model.path.")
-    patterns = _SMALL_FILES + (["*.safetensors"] if weights else [])
+    patterns = SMALL_FILES + (["*.safetensors"] if weights else [])
     return _snapshot(str(path), patterns + (_TOKENIZER_CODE if trust_remote_code else []))
 
 

@@ -144,8 +144,14 @@ class OpenReader:
         config = self.folder.config
         if self.folder.tokenizer_to_convert is None:
             return tensor
-        rows, mask_id = config.vocab_size, config.mask_token_id
-        return convert_tensor(name, tensor, rows=rows, mask_id=mask_id, fresh=self.folder.fresh)
+        return convert_tensor(
+            name,
+            tensor,
+            rows=config.vocab_size,
+            tokens=len(self.folder.tokenizer_to_convert),
+            mask_id=config.mask_token_id,
+            fresh=self.folder.fresh,
+        )
 
     def _require_equal(self, tensor: Tensor, alias: str) -> None:
         if not torch.equal(tensor, self.stored.read(alias)):
