@@ -207,7 +207,7 @@ class PolicyRank:
         """Move the reference towards the policy where it is time to."""
         assert isinstance(self._recipe, Recipe)
         algorithm, frozen = self._recipe.algorithm, self._frozen
-        steps = algorithm.num_iterations * self._recipe.trainer.num_minibatches
+        steps = algorithm.optimizer_steps(self._recipe.trainer.num_minibatches)
         if frozen is not None and algorithm.syncs_reference_at(update, steps):
             mix_reference(self.engine, frozen, algorithm.reference_share)
 

@@ -58,7 +58,7 @@ class RankUpdate:
         facts = self.method.config
         every_row, passes = np.arange(len(batch)), range(facts.num_iterations)
         batch = self._with_importance(batch)
-        on_policy = facts.num_iterations == 1 and self.num_minibatches == 1
+        on_policy = facts.optimizer_steps(self.num_minibatches) == 1
         olds: dict[int, Estimates] = {}
         refs: dict[int, Estimates] = {}
         if facts.needs_old and not on_policy:

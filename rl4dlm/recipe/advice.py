@@ -82,6 +82,32 @@ def trajectories_know_the_whole_vocabulary(recipe: Recipe) -> Iterator[Finding]:
 
 
 @advice
+def trajectories_are_not_guided(recipe: Recipe) -> Iterator[Finding]:
+    scale, algorithm = recipe.rollout.cfg_scale, recipe.algorithm
+    if algorithm.scores_trajectories and scale > 0:
+        yield (
+            "rollout.cfg_scale",
+            f"rollout.cfg_scale = {scale:g}: tokens are drawn from guided logits, and {algorithm.type} takes "
+            "likelihoods and ratios of its trajectories without guidance, a policy that drew none of them",
+            "set rollout.cfg_scale to 0 while training; samples of the result may be guided",
+        )
+
+
+@advice
+def compared_estimates_have_no_dropout(recipe: Recipe) -> Iterator[Finding]:
+    lora, algorithm = recipe.trainer.lora, recipe.algorithm
+    dropout = 0.0 if lora is None else lora.lora_dropout
+    if dropout > 0 and algorithm.compares_estimates(recipe.trainer.num_minibatches):
+        yield (
+            "trainer.lora.lora_dropout",
+            f"trainer.lora.lora_dropout = {dropout:g} acts on current log-probabilities and not on the old, "
+            f"recorded or reference ones that {algorithm.type} compares them with: ratios and KL differ from "
+            "1 and 0 where no weight has moved",
+            "set trainer.lora.lora_dropout to 0 (TRL: disable_dropout_in_model)",
+        )
+
+
+@advice
 def older_rollouts_are_weighed(recipe: Recipe) -> Iterator[Finding]:
     algorithm, schedule = recipe.algorithm, recipe.cluster.schedule
     if schedule == "sync" or algorithm.corrects_staleness:

@@ -265,7 +265,8 @@ class LoraSettings(Config):
     """Adapters are scaled by lora_alpha / r."""
 
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """0 by default: dropout makes the first ratio of an update differ from 1."""
+    """0 by default: dropout acts on current log-probabilities and not on those that they are compared with,
+    so that ratios differ from 1 where no weight has moved."""
 
     target_modules: str | None = None
     """Regular expression on module paths; None: attention and MLP projections of the family."""

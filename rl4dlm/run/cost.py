@@ -223,7 +223,7 @@ def _forwards(recipe: Recipe) -> dict[str, float]:
     algorithm, rollout = recipe.algorithm, recipe.rollout
     completions = rollout.prompts_per_update * rollout.num_generations
     states = completions * algorithm.states_per_completion(rollout) * algorithm.num_iterations
-    single = algorithm.num_iterations == 1 and recipe.trainer.num_minibatches == 1
+    single = algorithm.optimizer_steps(recipe.trainer.num_minibatches) == 1
     return {
         "rollout": float(completions * rollout.diffusion_steps) if algorithm.samples_rollouts else 0.0,
         "old": float(states) if algorithm.needs_old and not single else 0.0,

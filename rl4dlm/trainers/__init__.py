@@ -113,4 +113,5 @@ def setting_of(recipe: Recipe, spec: DenoiserSpec) -> Setting:
         seed=recipe.run.seed,
         block_length=rollout.block_length,
         policy_sharpness=rollout.policy_sharpness,
+        num_minibatches=recipe.trainer.num_minibatches,
     )

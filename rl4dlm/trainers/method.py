@@ -53,6 +53,8 @@ class Setting:
     """Of the rollouts: tokens that the sampler fills together; None: the whole canvas."""
     policy_sharpness: float = 1.0
     """Of the rollouts: multiplies the logits of an unmasking policy."""
+    num_minibatches: int = 1
+    """Optimizer steps of each pass over a batch."""
 
     @property
     def law_temperature(self) -> float:

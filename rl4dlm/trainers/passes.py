@@ -29,12 +29,18 @@ def minibatches(batch: TrainBatch, inner: int, num_minibatches: int) -> list[np.
 
 
 def rows_that_learn(method: Method[Passes], batch: TrainBatch, num_states: np.ndarray) -> np.ndarray:
-    """bool `[batch]`: rows that have states and can move the weights; without KL, advantage 0 cannot.
+    """bool `[batch]`: rows that have states and can move the weights.
+
+    With advantage 0 a row can do so through a KL to the reference, and through one to the old policy once the
+    weights have left it, after the first step.
 
     Args:
         num_states: int64 `[batch]`: states of each row.
     """
-    return ((batch.advantage != 0) | method.config.learns_from_every_row) & (num_states > 0)
+    config = method.config
+    moves = config.optimizer_steps(method.setting.num_minibatches) > 1
+    every_row = config.learns_from_every_row or (config.stays_near_old and moves)
+    return ((batch.advantage != 0) | every_row) & (num_states > 0)
 
 
 def micro_batches(

@@ -76,7 +76,8 @@ def counted_states(config: TraceRLConfig) -> StatePlan:
 
 
 def share_of(aggregation: str) -> Share:
-    """Besides the shared aggregations `step_mean` (paper) and `state_mean` (released code)."""
+    """Besides the shared aggregations `step_mean` (paper) and `state_mean` (the released code's form for
+    block models, which has the batch's longest completion in place of the canvas)."""
     named = {"step_mean": step_mean, "state_mean": state_mean}
     return named[aggregation] if aggregation in named else aggregated(aggregation)
 

@@ -49,6 +49,10 @@ class AGRPOConfig(TokenLevel, Referenced):
         """Not where the ratios are to the sampler's record."""
         return self.ratio_against == "update"
 
+    def compares_estimates(self, num_minibatches: int) -> bool:
+        """With the sampler's record from the first step on."""
+        return self.ratio_against == "rollout" or super().compares_estimates(num_minibatches)
+
     @property
     def corrects_staleness(self) -> bool:
         """By ratios to what the sampler recorded."""

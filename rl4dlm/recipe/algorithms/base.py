@@ -62,9 +62,24 @@ class Passes(Config):
         return self.keeps_reference
 
     @property
+    def stays_near_old(self) -> bool:
+        """Whether a term holds every row near the weights that an update begins with, whatever its advantage:
+        it has a gradient from the update's second step on."""
+        return False
+
+    @property
     def importance_bound(self) -> float | None:
         """Largest importance weight of a token; None: tokens are not weighed."""
         return None
+
+    def optimizer_steps(self, num_minibatches: int) -> int:
+        """Steps of an update whose passes are cut into so many minibatches."""
+        return self.num_iterations * num_minibatches
+
+    def compares_estimates(self, num_minibatches: int) -> bool:
+        """Whether current log-probabilities meet those that another evaluation of the model gave: with
+        dropout in one of the two they differ where no weight does."""
+        return self.keeps_reference or (self.needs_old and self.optimizer_steps(num_minibatches) > 1)
 
 
 class MethodConfig(Passes):

@@ -70,13 +70,15 @@ class TraceRLConfig(TokenLevel, Referenced):
     exact trajectory; published: 1 for SDAR and TraDo, 8 for LLaDA and Dream."""
 
     trust_beta: float = Field(0.01, ge=0)
-    """Weight of k3 between current and old policy, which the paper calls KL; zero in the first step."""
+    """Weight of k3 between current and old policy, which the paper calls KL; zero in the first step. Rows
+    with advantage 0 are run for it where an update has several steps."""
 
     aggregation: Literal["token_mean", "seq_mean", "canvas", "step_mean", "state_mean"] = "token_mean"  # type: ignore[assignment]
     """How tokens become one number. `token_mean`: every token of the step alike. `seq_mean`: the mean over
     completions of each one's mean. `canvas`: the sum divided by completions times canvas length. `step_mean`:
     the mean over denoising steps of each one's mean (paper). `state_mean`: the sum divided by states times
-    canvas length (released code for block models)."""
+    canvas length (the form of the released code for block models, which has the batch's longest completion in
+    place of the canvas)."""
 
     accuracy_range: tuple[float, float] | None = None
     """Groups whose mean reward lies outside are left out; None: all are used. Published: [0.2, 0.8]."""
@@ -117,6 +119,11 @@ class TraceRLConfig(TokenLevel, Referenced):
     def learns_from_every_row(self) -> bool:
         """With a value model every token has an advantage of its own."""
         return self.value is not None or super().learns_from_every_row
+
+    @property
+    def stays_near_old(self) -> bool:
+        """By its trust term."""
+        return self.trust_beta > 0
 
     def rollout_block_length(self, update: int) -> int | None:
         """The longer one from its time on."""

@@ -37,6 +37,70 @@ def test_nothing_is_said_where_nothing_is_unwise(overrides) -> None:
     assert warnings_of(load_recipe("quickstart", overrides)) == []
 
 
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "{type: tracerl}",
+        "{type: agrpo}",
+        "{type: agrpo, ratio_against: update}",
+        "{type: just_grpo}",
+        "{type: unigrpo, importance_correction: truncated}",
+    ],
+)
+def test_guided_rollouts_are_warned_about_where_trajectories_are_scored(algorithm: str) -> None:
+    order = "ar" if "just" in algorithm else "top_probability"
+    chosen = [f"algorithm={algorithm}", f"rollout.remasking={order}", "rollout.block_length=8"]
+    guided = load_recipe("quickstart", [*chosen, "rollout.cfg_scale=1.5"])
+    (warning,) = warnings_of(guided)
+    assert "rollout.cfg_scale = 1.5" in warning and "without guidance" in warning
+    assert "set rollout.cfg_scale to 0" in warning
+    assert warnings_of(load_recipe("quickstart", chosen)) == []
+
+
+def test_guidance_is_left_alone_where_no_trajectory_is_scored() -> None:
+    assert warnings_of(load_recipe("quickstart", ["rollout.cfg_scale=1.5"])) == []
+
+
+LORA = ["warm_start=null", "model.init=null", "model.path=some/model", "trainer.lora.r=4"]
+
+
+def dropped(*overrides: str, dropout: float = 0.05) -> list[str]:
+    """Warnings about a recipe with LoRA dropout."""
+    rate = f"trainer.lora.lora_dropout={dropout}"
+    return warnings_of(load_recipe("quickstart", [*LORA, rate, *overrides]))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm.num_iterations=2"],
+        ["trainer.num_minibatches=2"],
+        ["algorithm.beta=0.1"],
+        ["algorithm={type: unigrpo}"],
+        ["algorithm={type: vrpo, pairs: online}"],
+        ["algorithm={type: agrpo}", "rollout.remasking=random"],
+        ["algorithm={type: tracerl, num_iterations: 3, beta: 0}", "rollout.remasking=random"],
+    ],
+)
+def test_dropout_is_warned_about_where_estimates_are_compared(overrides: list[str]) -> None:
+    (warning,) = dropped(*overrides)
+    assert "trainer.lora.lora_dropout = 0.05" in warning and "lora_dropout to 0" in warning
+    assert dropped(*overrides, dropout=0.0) == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],  # one step: the ratio is 1 by construction
+        ["algorithm={type: wd1}", "trainer.num_minibatches=2"],
+        ["algorithm={type: spg, num_iterations: 2}"],
+        ["algorithm={type: agrpo, ratio_against: update}", "rollout.remasking=random"],
+    ],
+)
+def test_dropout_is_left_alone_where_nothing_is_compared(overrides: list[str]) -> None:
+    assert dropped(*overrides) == []
+
+
 OVERLAPPED = "cluster.schedule=one_step_off"
 
 

@@ -15,6 +15,7 @@ from rl4dlm.recipe.algorithms import BlockEnlargement, TraceRLConfig, ValueConfi
 from rl4dlm.trainers import make_method
 from rl4dlm.trainers.method import Setting
 from rl4dlm.trainers.passes import estimate_rows, micro_batches, rows_of, step_size
+from rl4dlm.trainers.passes import loss as loss_of_rows
 from rl4dlm.trainers.prepare import partial_decodes, prepare_batch
 from rl4dlm.trainers.trace_value import trace_value
 from rl4dlm.trainers.tracerl import share_of
@@ -226,3 +227,36 @@ def test_a_model_without_blocks_cannot_be_enlarged() -> None:
         make_method(config, setting())
     with pytest.raises(RecipeError, match="blocks of 3"):
         make_method(config, setting(block_length=3))
+
+
+# --- The trust term ---
+
+
+@pytest.mark.parametrize(
+    ("passes", "parts", "trust", "runs"), [(1, 1, 0.5, 0), (2, 1, 0.5, 4), (1, 2, 0.5, 4), (2, 2, 0.0, 0)]
+)
+def test_rows_without_advantage_are_run_where_the_trust_term_can_act(passes, parts, trust, runs):
+    config = TraceRLConfig(num_iterations=passes, trust_beta=trust)
+    trainer = make_method(config, dataclasses.replace(setting(), num_minibatches=parts))
+    batch, _ = prepared(trainer)  # the second group is all equal
+    still = set(np.flatnonzero(batch.advantage == 0).tolist())
+    run = {row for micro in micro_batches(trainer, batch, range(len(batch)), WHOLE) for row in micro.rows}
+    assert len(still & run) == runs and len(still) == 4
+    assert step_size(trainer, batch, range(len(batch))).num_counted == 8 + runs
+
+
+def test_the_trust_term_of_rows_without_advantage_is_k3_over_all_tokens():
+    trainer = make_method(TraceRLConfig(num_iterations=2, trust_beta=0.5), setting())
+    batch, _ = prepared(trainer, reward=[0.25] * 12)
+    assert not batch.advantage.any()
+    now, before = tiny_denoiser(seed=1), tiny_denoiser()
+    (micro,) = micro_batches(trainer, batch, range(12), WHOLE)
+    old = estimate(trainer, before, batch)
+    step = step_size(trainer, batch, range(12))
+    kept = list(micro.rows)
+    loss, _ = loss_of_rows(trainer, now, batch, micro, 1, old=old[kept], ref=None, current=None, step=step)
+    moved = (estimate(trainer, now, batch) - old)[torch.from_numpy(batch.loss_mask)].clamp(-10, 10)
+    expected = 0.5 * (torch.exp(-moved) + moved - 1).sum() / batch.loss_mask.sum()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-9) and loss.item() > 1e-3
+    loss.backward()
+    assert max(p.grad.abs().max() for p in now.model.parameters() if p.grad is not None) > 1e-4
