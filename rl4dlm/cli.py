@@ -185,12 +185,18 @@ def sample(
     prompt: Annotated[
         str | None, typer.Option(help="What the model reads; a chat template is applied where there is one.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Recipe whose rollout section sets the sampler.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Recipe whose sampler, model settings, system prompt and template are taken."),
+    ] = None,
     num_samples: Annotated[int, typer.Option("-n", "--num-samples", min=1, max=MAX_COUNT)] = 1,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED)] = 0,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Sampler setting, e.g. temperature=0.5 or block_length=16."),
+        typer.Option(
+            "--set",
+            help="Sampler setting, e.g. temperature=0.5; or model.KEY and data.KEY, e.g. model.family=a2d.",
+        ),
     ] = None,
     sampler: Annotated[
         str | None, typer.Option(help="Sampler by name, e.g. threshold or rcr; short for --set remasking=...")

@@ -28,16 +28,16 @@ def sample_model(
     from rl4dlm.data.messages import as_prompt
     from rl4dlm.decoding import SamplerSpec
     from rl4dlm.diffusion.seeds import derive_seed
-    from rl4dlm.models import denoiser, load, open_policy
+    from rl4dlm.models import denoiser, load, open_policy, options_of
     from rl4dlm.rollout import Engine, Request
     from rl4dlm.run.preflight import text_format
 
-    rollout, model = _sampler_sections(recipe, settings)
+    rollout, model, data = _sampler_sections(recipe, settings)
     if rollout.policy:
         open_policy(rollout.policy)
-    loaded = load(path)
+    loaded = load(path, **options_of(model))
     texts = text_format(model, loaded.tokenizer, loaded.spec)
-    renderer = open_renderer(DataConfig(train="--prompt"), texts)
+    renderer = open_renderer(data, texts)
     asked = as_prompt(prompt, as_text=False, where="--prompt")
     text, ids = renderer.prompt(asked, {}, "--prompt")
     requests = [
@@ -84,17 +84,20 @@ def _plain(summary: str) -> str:
     return summary.replace("`", "")
 
 
-def _sampler_sections(recipe: str | None, settings: list[str]) -> tuple[RolloutConfig, ModelConfig]:
-    """The sections of a recipe, or the defaults, with settings changed: of the sampler, or `model.KEY`."""
+def _sampler_sections(
+    recipe: str | None, settings: list[str]
+) -> tuple[RolloutConfig, ModelConfig, DataConfig]:
+    """The sections of a recipe, or the defaults, with settings changed: of the sampler, or `model.KEY` and
+    `data.KEY`."""
     from rl4dlm.recipe import load_recipe
     from rl4dlm.recipe.loader import check, layered, parse_override
     from rl4dlm.recipe.rules.sampling import SAMPLER_RULES
 
-    overrides = [s if s.startswith("model.") else f"rollout.{s}" for s in settings]
+    overrides = [s if s.startswith(("model.", "data.")) else f"rollout.{s}" for s in settings]
     if recipe is not None:
         inside = Path(recipe) / "recipe.yaml"
         loaded = load_recipe(inside if inside.is_file() else recipe, overrides, rules=SAMPLER_RULES)
-        return loaded.rollout, loaded.model
+        return loaded.rollout, loaded.model, loaded.data
     values: dict[str, Any] = {
         "model": {"path": "given with --model"},
         "data": {"task": {"name": "sort"}},
@@ -104,7 +107,7 @@ def _sampler_sections(recipe: str | None, settings: list[str]) -> tuple[RolloutC
     for override in overrides:
         values = layered(values, parse_override(override))
     checked = check(values, where="--set", rules=SAMPLER_RULES)
-    return checked.rollout, checked.model
+    return checked.rollout, checked.model, checked.data
 
 
 # Colours of a committed token, from unsure to sure: the probability that it was committed with.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-TOKENS, EOS = 13, 11
-"""Eleven characters, end and start of text."""
+TOKENS, START, EOS = 13, 11, 12
+"""Eleven characters, start and end of text."""
 
 KINDS = ("llama", "qwen2", "qwen3")
 
@@ -43,7 +43,7 @@ def write_parent(folder: Path, kind: str, *, tied: bool = True, rows: int = TOKE
         vocab_size=rows,
         tie_word_embeddings=tied,
         eos_token_id=EOS,
-        bos_token_id=12,
+        bos_token_id=START,
         pad_token_id=None,
     )
     config.update(changes)
