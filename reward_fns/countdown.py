@@ -124,7 +124,8 @@ def task_of(columns: Mapping[str, Any], where: str = "") -> Task | None:
     for name in _WHOLE:
         whole = columns.get(name)
         if name == "reward_model":
-            whole = whole.get("ground_truth") if isinstance(whole, Mapping) else None
+            decoded = _decoded(whole)
+            whole = decoded.get("ground_truth") if isinstance(decoded, Mapping) else None
         if whole is not None and (name != "answer" or isinstance(_decoded(whole), list | Mapping)):
             return _task(whole, where)
     return None

@@ -27,6 +27,8 @@ evaluated as code.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math as arithmetic
 import sys
 from collections.abc import Mapping
@@ -40,7 +42,7 @@ if str(Path(__file__).parent) not in sys.path:
 
 from reward_answers import places, statements, values  # noqa: E402
 from reward_answers.numbers import numbers_in  # noqa: E402
-from reward_answers.same import plain_text, same  # noqa: E402
+from reward_answers.same import plain_text, same, same_choice  # noqa: E402
 
 RANGE = (0.0, 1.0)
 EXAMPLES = [
@@ -109,7 +111,7 @@ PREPARE = _prepare
 
 
 def _score(text: str, bare: str, right: str) -> float:
-    if any(same(found, right) for found in final_answers(text)):
+    if any(same(found, right) or same_choice(found, right) for found in final_answers(text)):
         return 1.0
     is_short = len(bare) <= 2 * len(right) + _MAX_BARE
     return float(is_short and plain_text(bare) == plain_text(right))
@@ -121,6 +123,7 @@ def reference(right: Any, where: str = "") -> str:
     Raises:
         ValueError: it states none that can be read.
     """
+    right = _only_item(right)
     if isinstance(right, int | float) and not isinstance(right, bool) and arithmetic.isfinite(right):
         return str(right)
     text = statements.reference_of(right) if isinstance(right, str) else None
@@ -130,6 +133,14 @@ def reference(right: Any, where: str = "") -> str:
             '"the answer is", no number at its end'
         )
     return text
+
+
+def _only_item(right: Any) -> Any:
+    """The item of a list of one, or of its JSON text, as OlympiadBench holds answers; else what is given."""
+    if isinstance(right, str) and right.lstrip().startswith('["'):
+        with contextlib.suppress(ValueError):
+            right = json.loads(right)
+    return right[0] if isinstance(right, list | tuple) and len(right) == 1 else right
 
 
 def final_answers(text: str) -> list[str]:

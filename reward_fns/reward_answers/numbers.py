@@ -51,6 +51,12 @@ LITERAL = re.compile(_LITERAL % "|,|(?<=[0-9])\\x20(?=[0-9]{3}(?![0-9/]))")
 LITERAL_IN_LIST = re.compile(_LITERAL % "")
 """The same where a plain comma separates items."""
 
+RECURRING = re.compile(
+    r"(?P<before>[0-9]{1,40}\.[0-9]{0,40})\s?\\(?:overline|bar|dot)\s?\{\s?(?P<period>[0-9]{1,40})\s?\}"
+    r"|(?P<first>[0-9]{1,40}\.[0-9]{0,20}?)(?P<block>[0-9]{1,10}?)(?P=block){2,9}\s?(?:\.\.\.|…|\\[lc]?dots)"
+)
+r"""A recurring decimal: `0.1\overline{6}`, or `0.333...` a block of digits three times or more."""
+
 _PLAIN = _LITERAL % "|,"
 _GROUP = r"\{\s?[0-9]{1,40}\s?\}|[0-9]"
 _POWER = r"\{\s?-?[0-9]{1,5}\s?\}|-?[0-9]{1,5}"
@@ -61,7 +67,8 @@ _TOKEN = re.compile(
     (?:
       (?P<sign>[-+])?\s?(?:\\?\$|[£€₹¥]|(?:USD|US\$|Rs\.?|EUR|GBP)\s?)?\s?(?P<inner_sign>-)?
       (?:
-        (?P<whole>{_PLAIN})
+        (?P<recurring>{RECURRING.pattern})
+      | (?P<whole>{_PLAIN})
         (?:
           (?:\s{{1,3}}|\s?-(?=[0-9])|\s{{1,2}}and\s{{1,2}})(?P<top>[0-9]{{1,20}})\s?/\s?(?P<bottom>[0-9]{{1,20}})(?![0-9])
         | \s{{0,3}}\\[dtc]?frac\s?(?P<frac_top>{_GROUP})\s?(?P<frac_bottom>{_GROUP})
@@ -74,7 +81,7 @@ _TOKEN = re.compile(
       )
       (?P<scale>\s?(?:hundred|thousand|million|billion|trillion)\b|[kK](?![A-Za-z0-9]))?
       (?P<percent>\s?\\?%|\s?percent\b)?
-      (?![0-9]|[eE][-+]?[0-9]|[.,:][0-9]|\s:\s[0-9]|\s?/\s?[0-9]|[xyzn](?![A-Za-z])|_|\s?\^(?!\s?\{{?\s?\\circ))
+      (?![0-9]|[eE][-+]?[0-9]|[.,:][0-9]|\s:\s[0-9]|\s?/\s?[0-9]|[xyzn](?![A-Za-z])|_|\.?\\(?:overline|bar|dot)\s?\{{|\s?\^(?!\s?\{{?\s?\\circ))
     | (?P<none>[0-9]+(?:(?:[.,:]|\s:\s|\s?/\s?)[0-9]+)*)
     )
     """,
@@ -141,6 +148,14 @@ def literal(text: str) -> Number | None:
     return Number(Fraction(digits) * Fraction(10) ** power, places, text=text)
 
 
+def recurring(match: re.Match[str]) -> Number:
+    """The exact value of a decimal that `RECURRING` matched."""
+    before, period = match["before"] or match["first"], match["period"] or match["block"]
+    shift = len(before.partition(".")[2])
+    share = Fraction(int(period), 10 ** len(period) - 1)
+    return Number(Fraction(before.rstrip(".")) + share / 10**shift, text=match[0])
+
+
 def spelled(text: str) -> str:
     """Symbols that have a usual command in LaTeX as this command: `2½` as `2\\frac{1}{2}`, `x²` as `x^{2}`.
 
@@ -192,7 +207,9 @@ def _scan(text: str) -> Iterator[Number]:
 
 def _value(match: re.Match[str]) -> Number | None:
     """The number of a match, but for its sign."""
-    if match["only_top"]:
+    if match["recurring"]:
+        number: Number | None = recurring(match)
+    elif match["only_top"]:
         number = _ratio(_stripped(match["only_top"]), _stripped(match["only_bottom"]))
     else:
         number = _composed(match)

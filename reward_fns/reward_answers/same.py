@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from . import values
 from .grammar import Node, number_node, parse
-from .numbers import SCALES, Number, in_base
+from .numbers import RECURRING, SCALES, Number, in_base
 from .places import without_markdown
 from .regions import region_of, same_region
 from .tokens import Token, Unreadable, tokens_of, unit_name
@@ -22,6 +22,11 @@ _MAX_TEXT = 5000
 _MAX_ITEMS = 40
 _MAX_UNIT_WORDS = 6
 _TIME = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?(?::([0-9]{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+_CHOICE = re.compile(
+    r"(?:\\(?:text|textbf|textrm|mathrm|mathbf)\s?\{\s?)?\(([A-Z])\)\s?\}?"
+    r"(?:\\[ ,;:!]|\\q?quad|[\s~:.])*([^\s}].*)",
+    re.DOTALL,
+)
 _RATIO = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:\s*:\s*[0-9]+(?:\.[0-9]+)?)+")
 _MARKS = re.compile(r"(?<!\\)\$|\\[()](?![a-z])|(?<!\\)\\[\[\]](?![a-z])|<\|[a-z_]{1,20}\|>|\\boxed(?![a-z])")
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])|\\!")
@@ -66,6 +71,18 @@ def same(answer: str, reference: str) -> bool:
         return False
 
 
+def same_choice(answer: str, reference: str) -> bool:
+    r"""Of `\textbf{(B)}\ 12` the letter is the answer, and so is the value; of two such, both count."""
+    labelled = [_CHOICE.fullmatch(text.strip()) for text in (answer, reference)]
+    if labelled[0] is not None and labelled[1] is not None:
+        return labelled[0][1] == labelled[1][1] and same(labelled[0][2], labelled[1][2])
+    given = labelled[0] or labelled[1]
+    if given is None:
+        return False
+    other = reference if labelled[0] is not None else answer
+    return any(same(part, other) for part in given.groups())
+
+
 def plain_text(text: str) -> str:
     """A text for comparison letter by letter: without spaces, but for those between digits."""
     text = _MARKS.sub(" ", re.sub(r"\\[dt]frac(?![a-z])", r"\\frac", text))
@@ -86,9 +103,15 @@ def words_of(text: str) -> str:
 def read(text: str) -> Answer | None:
     """An answer as mathematics with the words around it; None where it is none."""
     try:
-        return _read(_MARKS.sub(" ", without_markdown(text)).strip().rstrip(".,;:").strip())
+        return _read(_without_stop(_MARKS.sub(" ", without_markdown(text)).strip()))
     except (Unreadable, RecursionError):
         return None
+
+
+def _without_stop(text: str) -> str:
+    """Without the punctuation of a sentence; the dots of `0.333...` stay."""
+    is_recurring = any(match.end() == len(text) for match in RECURRING.finditer(text))
+    return text if is_recurring else text.rstrip(".,;:").strip()
 
 
 def gives_several(text: str) -> bool:

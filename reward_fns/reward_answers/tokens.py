@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .numbers import LITERAL, LITERAL_IN_LIST, Number, literal, spelled
+from .numbers import LITERAL, LITERAL_IN_LIST, RECURRING, Number, literal, recurring, spelled
 
 MAX_CHARS = 400
 Kind = Literal["number", "letter", "command", "text", "numeral", "symbol"]
@@ -117,6 +117,8 @@ def _next(text: str, position: int, depth: int) -> tuple[list[Token], int]:
         return [Token("command", f"{match[1]} {match[2]}")], match.end()
     if match := _NUMERAL.match(text, position):
         return [Token("numeral", f"{match[1]}_{match[2] or match[3]}")], match.end()
+    if match := RECURRING.match(text, position):
+        return [Token("number", match[0], recurring(match))], match.end()
     if match := (LITERAL_IN_LIST if depth else LITERAL).match(text, position):
         number = literal(match[0])
         if number is None:

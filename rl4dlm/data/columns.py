@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rl4dlm.errors import DataError
+from rl4dlm.recipe.bounded import Unreadable, parse_json
 from rl4dlm.recipe.sections import DataConfig
 
 NOT_HANDED_ON = ("prompt", "prompts", "completion", "completions", "completion_ids")
@@ -151,13 +153,21 @@ def _look_up(row: Mapping[str, Any], name: str, where: str) -> Any:
     if name in row:
         return row[name]
     column, _, field = name.partition(".")
-    value = row[column]
+    value = _decoded(row[column])
     if not isinstance(value, Mapping) or field not in value:
         shown = (
             f"fields {_listed(list(value))}" if isinstance(value, Mapping) else f"a {type(value).__name__}"
         )
         raise DataError(f"{where}: `{name}` is missing: column `{column}` holds {shown}.\nFix: mend the row.")
     return value[field]
+
+
+def _decoded(value: Any) -> Any:
+    """An object that a column of text (CSV) holds as JSON; other values as they are."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with contextlib.suppress(Unreadable):
+            return parse_json(value)
+    return value
 
 
 def _listed(names: Sequence[str]) -> str:

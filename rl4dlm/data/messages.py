@@ -63,7 +63,7 @@ def as_messages(value: Any, where: str, *, what: str = "prompt") -> Messages:
 
     Fields that are None are left out (columnar files give all messages the same fields), and an assistant's
     message that only calls tools has the empty text. ShareGPT's `from` and `value` become `role` and
-    `content`.
+    `content`. A content of several parts that are all text is their text.
 
     Args:
         value: a non-empty list of mappings.
@@ -79,14 +79,33 @@ def as_messages(value: Any, where: str, *, what: str = "prompt") -> Messages:
         for message in messages:
             message["role"] = _SHAREGPT.get(str(message.get("role")), message.get("role"))
     for index, message in enumerate(messages):
+        message["content"] = _joined(message.get("content"), f"{where}: message {index} of the {what}")
         if message.get("role") == "assistant" and message.get("tool_calls"):
-            message.setdefault("content", "")
+            message["content"] = message["content"] or ""
         if not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise DataError(
                 f"{where}: message {index} of the {what} lacks `role` or text in `content`: it has "
                 f"{', '.join(message) or 'nothing'}.\nFix: give every message both, as text."
             )
     return messages
+
+
+def _joined(content: Any, where: str) -> Any:
+    """The text of a content that is a list of parts, as models with pictures have it; others as they are.
+
+    Raises:
+        DataError: a part is no text.
+    """
+    if not isinstance(content, list):
+        return content
+    parts = [part if isinstance(part, Mapping) else {"type": type(part).__name__} for part in content]
+    others = sorted({str(part.get("type")) for part in parts if not isinstance(part.get("text"), str)})
+    if others:
+        raise DataError(
+            f"{where} has parts that are no text: {', '.join(others)}.\n"
+            "Fix: remove the row; models here read text alone."
+        )
+    return "".join(part["text"] for part in parts)
 
 
 def as_prompt(value: Any, *, as_text: bool, where: str) -> str | Messages:

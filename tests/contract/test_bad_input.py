@@ -365,7 +365,7 @@ PLUGINS = {
         ("none.py", ["none.py", "no function", "Fix: "]),
         ("good.py:god", ["good.py", "no function god", "it has: good", "Fix: "]),
         ("fails.py", ["fails.py", "ZeroDivisionError", "Fix: "]),
-        ("length.py", ["length.py", "wrong_length", "for 1 completions", "Fix: "]),
+        ("length.py", ["length.py", "wrong_length", "for 1 completion.", "Fix: "]),
     ],
 )
 def test_a_reward_that_cannot_be_used(

@@ -200,6 +200,7 @@ def test_countdown_divides_exactly():
         {"ground_truth": "[[7, 4, 3], 31]"},
         {"answer": {"target": 31, "numbers": [7, 4, 3]}},
         {"reward_model": {"style": "rule", "ground_truth": {"target": 31, "numbers": [7, 4, 3]}}},
+        {"reward_model": '{"style": "rule", "ground_truth": {"target": 31, "numbers": [7, 4, 3]}}'},
         {"nums": [7, 4, 3], "target": 31},
         {"numbers": "[7, 4, 3]", "target": "31"},
         {"input": "7 4 3", "output": 31.0},

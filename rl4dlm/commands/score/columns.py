@@ -4,6 +4,7 @@ r"""From a row of saved completions to what a reward function is given: the one 
 | --- | --- | --- |
 | every one | all columns | columns of the same names |
 | every one | the completion column | the completion, without the end-of-text tokens that it ends on |
+| every one | verl's `reward_model.ground_truth` | `ground_truth`, unless the row has this column |
 | every one | the target column | `answer` and `ground_truth` too, unless the row has columns of these names |
 | `countdown` | target `[[3, 5], 8]` or `{"numbers": [3, 5], "target": 8}`, or JSON text | `ground_truth` |
 | `sudoku` | the last run of 16 or 81 digits in the prompt; the target | `puzzle`; `solution` |
@@ -43,7 +44,7 @@ _OWN_COLUMNS: Mapping[str, tuple[frozenset[str], ...]] = {
         "sort": ("answer",),
         "countdown": ("numbers target", "nums target", "input output", "reward_model"),
         "sudoku": ("puzzle solution", "Puzzle Solution"),
-        "code": ("test_list", "test entry_point", "inputs outputs"),
+        "code": ("test_list", "test entry_point", "inputs outputs", "input_output"),
         "format": ("",),
         "length": ("",),
         "llm_judge": ("",),
@@ -104,6 +105,7 @@ class Columns:
         Raises:
             DataError: a column is missing or holds what cannot be scored.
         """
+        row = with_verls_reference(row)
         self._require(row, reward, where)
         prompt, completion = row[self.prompt], row[self.completion]
         if not isinstance(completion, str):
@@ -133,6 +135,14 @@ class Columns:
                     f"{where}: no column `{name}`. Columns there are: {_listed(list(row))}.\n"
                     f"Fix: name the right one with {option}."
                 )
+
+
+def with_verls_reference(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row whose reference lies in `reward_model` (verl), with the column `ground_truth`; others as is."""
+    held = row.get("reward_model")
+    if "ground_truth" in row or not isinstance(held, Mapping) or "ground_truth" not in held:
+        return row
+    return {**row, "ground_truth": held["ground_truth"]}
 
 
 def reference_columns(

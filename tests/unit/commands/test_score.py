@@ -540,3 +540,14 @@ def test_a_reward_without_full_marks_is_a_number_and_judges_nothing_right(tmp_pa
     ] * 5
     (line,) = [line for line in report_lines(noted.as_json()) if line.startswith("mean reward")]
     assert line == "mean reward: 100.0 % (56.6 to 100.0), over 5 rows"
+
+
+def test_references_in_reward_model_and_tests_in_input_output_need_no_target_column(tmp_path: Path) -> None:
+    held = {"style": "rule", "ground_truth": "12"}
+    verl = {"question": "q", "generation": "\\boxed{12}", "data_source": "d", "reward_model": held}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(verl) + "\n" + json.dumps(verl | {"generation": "\\boxed{13}"}) + "\n")
+    assert score_file(ScoreRequest("math", path)).as_json()["mean"] == 0.5
+    tests = {"inputs": ["x\n"], "outputs": ["x\n"]}
+    row = {"question": "q", "generation": "print(input())", "input_output": json.dumps(tests)}
+    assert Columns().sample(row, "code", "here").columns["input_output"] == row["input_output"]

@@ -48,6 +48,15 @@ def test_each_convention_is_detected_and_read(
     assert "prompt" not in given
 
 
+def test_verls_object_may_be_json_text_as_in_csv() -> None:
+    held = '{"style": "rule", "ground_truth": {"target": 31, "numbers": [7, 4, 3]}}'
+    columns = map_columns(list(VERL_ROW), config(), "rows.csv")
+    _, given = columns.read(VERL_ROW | {"reward_model": held}, "row 0")
+    assert given["answer"] == given["ground_truth"] == {"target": 31, "numbers": [7, 4, 3]}
+    with pytest.raises(DataError, match="holds a str"):
+        columns.read(VERL_ROW | {"reward_model": "{no object"}, "row 0")
+
+
 def test_the_sentence_says_convention_and_mapping() -> None:
     sentence = map_columns(["question", "answer", "level"], config(), "x").sentence
     assert sentence == (

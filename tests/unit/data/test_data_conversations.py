@@ -351,3 +351,22 @@ def test_other_control_tokens_keep_their_meaning_and_are_named_once() -> None:
     assert remark.startswith("2 texts spell control tokens") and "'<|eot_id|>' in row 1" in remark
     ids = made.prompt("a <|eot_id|> b", {}, "row 1")[1]
     assert ids.count(tokenizer.convert_tokens_to_ids("<|eot_id|>")) == 2  # the row's own, and the template's
+
+
+def test_parts_that_are_all_text_are_one_text() -> None:
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "2+2?"}]
+    asked = [{"role": "user", "content": parts}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "4"}]}
+    assert as_prompt(asked, as_text=False, where="row 3")[0]["content"] == "What is 2+2?"
+    assert as_answer([answer], "completion", "row 3")["content"] == "4"
+    before, last = split_conversation([*asked, answer], "messages", "row 3")
+    assert (before[0]["content"], last["content"]) == ("What is 2+2?", "4")
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "image", "image": "a.png"}, {"type": "text", "text": None}, "text", 3]
+)
+def test_parts_that_are_no_text_are_refused_by_row_and_message(part: object) -> None:
+    asked = [USER, {"role": "user", "content": [{"type": "text", "text": "Look: "}, part]}]
+    with pytest.raises(DataError, match=r"row 3: message 1 of the prompt has parts that are no text: \w+"):
+        as_prompt(asked, as_text=False, where="row 3")

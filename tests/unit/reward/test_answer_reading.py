@@ -17,7 +17,7 @@ if str(shipped_folder("reward_fns")) not in sys.path:
 from reward_answers import places, values  # noqa: E402
 from reward_answers.grammar import MAX_DEPTH, parse  # noqa: E402
 from reward_answers.numbers import numbers_in, spelled  # noqa: E402
-from reward_answers.same import constant_in, read, same  # noqa: E402
+from reward_answers.same import constant_in, read, same, same_choice  # noqa: E402
 from reward_answers.tokens import Unreadable, tokens_of  # noqa: E402
 
 WHOLE = st.integers(0, 10**12)
@@ -117,3 +117,36 @@ def test_work_and_depth_are_bounded():
     assert read("9^{9^{9}}") is not None and not same("9^{9^{9}}", "9^{9^{8}}")
     assert not same("(x+y)^{99999}", "(y+x)^{99999}")
     values.allow_work()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    whole=st.integers(0, 99),
+    before=st.text("0123456789", max_size=4),
+    period=st.text("0123456789", min_size=1, max_size=5),
+)
+def test_a_recurring_decimal_is_its_fraction(whole, before, period):
+    shift = 10 ** len(before)
+    value = Fraction(f"{whole}.{before}0") + Fraction(int(period), (10 ** len(period) - 1) * shift)
+    fraction = f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+    for text in (f"{whole}.{before}\\overline{{{period}}}", f"{whole}.{before}{period * 3}..."):
+        found = constant_in(text)
+        assert found is not None and found.value == value, text
+        assert same(text, fraction) and not same(text, f"{fraction} + 1")
+
+
+def test_recurring_decimals_are_read_in_prose():
+    found = numbers_in("It is -0.\\overline{3}, 0.1\\overline{6} or 2.151515... of 7.")
+    assert [number.value for number in found] == [Fraction(-1, 3), Fraction(1, 6), Fraction(71, 33), 7]
+
+
+@pytest.mark.parametrize(
+    "label", [r"\textbf{(C)}\ ", r"\textbf{(C) }", r"\text{(C)} ", "(C) ", r"\mathrm{(C)}\quad "]
+)
+def test_a_choice_is_its_letter_and_its_value(label):
+    choice = label + r"\frac{7}{2}"
+    for right in ("C", r"\text{(C)}", "3.5", r"\textbf{(C)}\ 7/2"):
+        assert same_choice(right, choice) or same(right, choice), right
+        assert same_choice(choice, right) or same(choice, right), right
+    for wrong in ("D", "7", r"\textbf{(D)}\ 7/2", r"\textbf{(C)}\ 7"):
+        assert not same_choice(wrong, choice) and not same(wrong, choice), wrong

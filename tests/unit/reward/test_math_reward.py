@@ -259,7 +259,7 @@ def test_a_reference_states_its_answer(reference, right, wrong):
         "...",
         True,
         float("nan"),
-        ["5"],
+        ["5", "6"],
         {"value": 5},
     ],
 )
@@ -284,3 +284,8 @@ def test_a_row_without_a_reference_column_is_refused():
 def test_what_the_prompt_opened_is_read_with_the_completion():
     prompt = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "It is 5? <answer>"}]
     assert MATH.math([prompt, "2+2 \\boxed{"], ["4</answer> not 5", "4} not 5"], answer=[4, 4]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("reference", [["17"], '["17"]', (17,)])
+def test_a_list_of_one_answer_is_this_answer(reference):
+    assert MATH.math(["q"] * 2, ["\\boxed{17}", "\\boxed{1}"], answer=[reference] * 2) == [1.0, 0.0]
