@@ -24,7 +24,7 @@ LARGE_GDPO = [name for name in LARGE if name.startswith("gdpo/llada")]
 ON_CPU = ["cluster.gpus_per_trainer=0", "cluster.gpus_per_rollout_worker=0", "eval.num_prompts=4"]
 ROWS = {
     "gsm8k": {"question": "Ann has 2 apples and buys {}. How many?", "answer": "2 + {0} = 2+{0}\n#### 7"},
-    "countdown": {"input": "3,{},7", "output": "{}"},
+    "countdown": {"input": "3,{},3", "output": "{}"},
     "math": {"problem": "Ann has 2 apples and buys {}. How many?", "answer": "7"},
     "pairs": {
         "prompt": "Ann has 2 apples and buys {}. How many?",
