@@ -188,7 +188,7 @@ def tiny_groups(
         rollouts = [
             tiny_rollout(
                 prompt,
-                _after_eos(rng.integers(0, num_tokens, size=completion), num_tokens - 1),
+                _after_eos(rng.integers(0, num_tokens, size=completion), num_tokens - 1).tolist(),
                 uid=uid,
                 sample=sample,
                 eos_id=num_tokens - 1,

@@ -17,7 +17,7 @@ def one_process_does_one_thing_at_a_time(recipe: AnyRecipe) -> Iterator[Finding]
     cluster = recipe.cluster
     if cluster.backend != "local":
         return
-    wanted = {
+    wanted: dict[str, tuple[object, object]] = {
         "cluster.num_trainers": (cluster.num_trainers, 1),
         "cluster.num_rollout_workers": (cluster.num_rollout_workers, 1),
         "cluster.num_reward_workers": (cluster.num_reward_workers, 1),
