@@ -16,7 +16,7 @@ import zero_rank  # noqa: E402
 from rl4dlm.models import build_char_tokenizer, create, denoiser  # noqa: E402
 from rl4dlm.trainers import make_method  # noqa: E402
 from rl4dlm.trainers.method import MicroBatch  # noqa: E402
-from rl4dlm.trainers.passes import estimate as estimate_rows  # noqa: E402
+from rl4dlm.trainers.passes import estimate_rows  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

@@ -31,7 +31,7 @@ from rl4dlm.models import (  # noqa: E402
 from rl4dlm.recipe import Recipe, load_recipe  # noqa: E402
 from rl4dlm.rollout import Engine, Request  # noqa: E402
 from rl4dlm.trainers import method_of  # noqa: E402
-from rl4dlm.trainers.prepare import prepare as prepare_batch  # noqa: E402
+from rl4dlm.trainers.prepare import prepare_batch  # noqa: E402
 from rl4dlm.types import Prompt, Rollout, RolloutGroup, Scores  # noqa: E402
 
 FAMILIES = [
