@@ -102,14 +102,8 @@ def write_plain_folder(file: Path, folder: Path, head_dim: int | None) -> None:
         if head_dim is not None:
             config.head_dim = head_dim
         more = {"config": config, "dtype": torch.float32, "output_loading_info": True, **_unpacked()}
-<<<<<<< HEAD
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), **options, **more)
         model, told = loaded
-=======
-        # transformers types the pair that `output_loading_info` gives as the model alone.
-        opened: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), **options, **more)
-        model, told = opened
->>>>>>> 4f71e1a ([house] mypy finds nothing in the package)
         if told["missing_keys"]:  # transformers fills these with random numbers
             raise ValueError(f"{min(told['missing_keys'])} is missing")
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)

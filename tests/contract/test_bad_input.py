@@ -1,4 +1,4 @@
-"""Bad input through the command line: one message that says what, where and how to mend it; exit status 2;
+"""Bad input through the command line: one message that says what, where and how to fix it; exit status 2;
 nothing started, nothing written, nothing overwritten."""
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def test_a_chat_template_that_fails(dry, tmp_path, refused, monkeypatch):
     save(loaded, tmp_path / "model", tokenizer)
     Path("rows.jsonl").write_text('{"prompt": "one", "answer": "two"}\n' * 40)
     data = ["data.task=null", "data.train=rows.jsonl", "eval.num_prompts=4"]
-    told = ["rows.jsonl", "chat template fails: system first, please", "Fix: mend the row's messages"]
+    told = ["rows.jsonl", "chat template fails: system first, please", "Fix: correct the row's messages"]
     refused("train", *dry, "quickstart", *USE_MODEL, *data, told=told)
 
 

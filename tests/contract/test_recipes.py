@@ -272,4 +272,4 @@ def test_what_the_model_reads_holds_the_task_and_asks_for_the_tags_that_the_rewa
     assert prompt in text and "{prompt}" not in text
     assert ("<answer>" in text and "</answer>" in text) or text.endswith(r"\boxed{}.")
     if name.endswith("/llada_countdown"):
-        assert "12" in text
+        assert row["output"] in text

@@ -1,4 +1,4 @@
-"""Bad input to `rl4dlm sft`: one message that says what, where and how to mend it; exit status 2; nothing
+"""Bad input to `rl4dlm sft`: one message that says what, where and how to fix it; exit status 2; nothing
 started, nothing written."""
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     ("raised", "status", "message"),
     [
         (None, 0, ""),
-        (RecipeError("wrong.\nFix: mend it."), 2, "rl4dlm: wrong.\nFix: mend it.\n"),
+        (RecipeError("wrong.\nFix: correct it."), 2, "rl4dlm: wrong.\nFix: correct it.\n"),
         (RunError("worker 3 failed."), 1, "rl4dlm: worker 3 failed.\n"),
         (StorageError("disk full."), 2, "rl4dlm: disk full.\n"),
         (KeyboardInterrupt(), 130, "rl4dlm: interrupted.\n"),

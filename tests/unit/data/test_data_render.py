@@ -128,9 +128,13 @@ def test_other_values_are_text_only_under_a_template(value: object) -> None:
         as_prompt(value, as_text=False, where="row 0")
 
 
-@pytest.mark.parametrize(
-    "message", [{"role": "user"}, {"content": "x"}, {"role": "user", "content": [{"type": "image"}]}, {}]
-)
+def test_a_part_that_is_no_text_is_an_error_that_names_its_kind() -> None:
+    image = {"role": "user", "content": [{"type": "image"}]}
+    with pytest.raises(DataError, match="row 0: message 1 of the prompt has parts that are no text: image"):
+        as_prompt([USER, image], as_text=False, where="row 0")
+
+
+@pytest.mark.parametrize("message", [{"role": "user"}, {"content": "x"}, {}])
 def test_a_malformed_message_is_an_error_with_its_place(message: dict) -> None:
     with pytest.raises(DataError, match="row 0: message 1 of the prompt lacks"):
         as_prompt([USER, message], as_text=False, where="row 0")
