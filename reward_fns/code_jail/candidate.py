@@ -110,23 +110,27 @@ class _Server:
         try:
             if self.broken is not None:
                 raise self.broken
-            answer = {"id": request["id"], "value": self._value(request)}
+            answer = {"id": request["id"], **self._answer(request)}
         except BaseException as error:
             answer = {"id": request["id"], "error": self._objects.error(error)}
         wire.send(self._write_fd, answer)
 
-    def _value(self, request: dict[str, Any]) -> Any:
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["op"] == "names":
             known = {name: self.namespace[name] for name in request["names"] if name in self.namespace}
-            return {name: self._objects.encode(value) for name, value in known.items()}
+            return {"value": {name: self._objects.encode(value) for name, value in known.items()}}
         operation: Callable[..., Any] = objects.OPERATIONS[request["op"]]
         arguments = self._objects.decode(request["args"])
         if request["op"] in objects.ABOUT_OBJECTS:
-            return operation(self._objects, *arguments)
+            return {"value": operation(self._objects, *arguments)}
         found = operation(*arguments)
+        if request["op"] == "call" and found is None:
+            # It was called for what it does to what it was given.
+            given = [type(value) in wire.MUTABLE and self._objects.encode(value) for value in arguments[1]]
+            return {"value": None, "given": given}
         # What an attribute or an item gives belongs to its object: a list among it stays the object's list.
         part = request["op"] == "get" or (request["op"] == "special" and arguments[0] == "__getitem__")
-        return self._objects.encode_part(found) if part else self._objects.encode(found)
+        return {"value": self._objects.encode_part(found) if part else self._objects.encode(found)}
 
     def _call_back(self, number: int, operation: str, *arguments: Any) -> Any:
         """Have the tester do something to an object of its own; it may ask something meanwhile."""

@@ -30,7 +30,7 @@ class Remote:
 
     def names(self, names: Sequence[str]) -> dict[str, Any]:
         """Those of some global names that the completion defines, with their values or stand-ins."""
-        found = self.ask({"op": "names", "names": list(names)})
+        found = self.ask({"op": "names", "names": list(names)}).get("value")
         if not isinstance(found, dict):
             raise self._fail("names are not a mapping")
         return {name: self.decoded(found[name]) for name in names if name in found}
@@ -45,8 +45,13 @@ class Remote:
             Exception: the exception that the candidate raised.
             CandidateGone: there is no answer.
         """
-        answer = self.ask({"op": operation, "args": self.encoded(list(arguments))}, ends)
-        return self._described(answer) if operation == "describe" else self.decoded(answer)
+        reply = self.ask({"op": operation, "args": self.encoded(list(arguments))}, ends)
+        if operation == "describe":
+            return self._described(reply.get("value"))
+        value = self.decoded(reply.get("value"))
+        if operation == "call" and value is None:
+            self._take_over(arguments[1], reply.get("given"))
+        return value
 
     def encoded(self, value: Any) -> Any:
         """A value of the tests as JSON data."""
@@ -67,7 +72,18 @@ class Remote:
         """Make a class that the tests derived stand for the one that the candidate made of it."""
         self._classes[number] = kind
 
-    def ask(self, request: dict[str, Any], ends: bool = False) -> Any:
+    def _take_over(self, args: Sequence[Any], given: Any) -> None:
+        """What a function that returned nothing made of the lists, dicts and sets that it was given."""
+        if not isinstance(given, list) or len(given) != len(args):
+            raise self._fail("not the arguments of a call")
+        for value, data in zip(args, given, strict=True):
+            if type(value) in wire.MUTABLE:
+                changed = self.decoded(data)
+                if type(changed) is not type(value):
+                    raise self._fail("an argument became something else")
+                standins.overwrite(value, changed)
+
+    def ask(self, request: dict[str, Any], ends: bool = False) -> dict[str, Any]:
         if self.gone:
             raise CandidateGone("it had ended before")
         self._serial += 1
@@ -79,7 +95,7 @@ class Remote:
             raise self._fail("not a reply")
         if "error" in reply:
             raise self._exception(reply["error"], ends)
-        return reply.get("value")
+        return reply
 
     def _exchange(self, message: dict[str, Any]) -> Any:
         try:

@@ -82,9 +82,8 @@ class StandInClass(type):
         if parents:
             remote = remote_of(parents[0])
             members = {key: member(value) for key, value in namespace.items() if _is_member(key)}
-            answer = remote.ask(
-                {"op": "subclass", "args": remote.encoded([name, list(bases), members])},
-            )
+            request = {"op": "subclass", "args": remote.encoded([name, list(bases), members])}
+            answer = remote.ask(request)["value"]
             settle(made, remote, int(answer["class"]))
             remote.adopt(made, int(answer["class"]))
         return made
@@ -281,6 +280,19 @@ def fill(value: Any, base: type, held: Any) -> None:
         set.update(value, held)
     else:
         base.__init__(value, held)  # type: ignore[misc]
+
+
+def overwrite(value: Any, held: Any) -> None:
+    """Make plain data equal to other data of its type, in place; lists inside lists that stay keep who they
+    are."""
+    if type(value) is list and len(value) == len(held):
+        for index, (old, new) in enumerate(zip(list(value), held, strict=True)):
+            if type(old) is type(new) and type(old) in wire.MUTABLE:
+                overwrite(old, new)
+            else:
+                value[index] = new
+    else:
+        fill(value, type(value), held)
 
 
 def _special(name: str, base: type | None, asks: bool = False) -> Any:

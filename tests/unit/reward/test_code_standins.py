@@ -425,3 +425,39 @@ def names(thing):
         f"expected = 7\n{holder}assert names(Holder()) == [] and names(Holder().method) == []",
     ]
     assert list(verdicts(source, tests).values()) == [True, True]
+
+
+IN_PLACE = """
+def tidy(items): items.sort()
+def double(grid):
+    for row in grid: row[:] = [2 * x for x in row]
+def count(words, seen):
+    for word in words: seen[word] = seen.get(word, 0) + 1
+def empty(items): items.clear()
+def emptied(items): items.clear(); return 0
+def grow(items, extra): items.extend(extra); items.append(items[0])
+class Solution:
+    def rotate(self, nums, k): nums[:] = nums[-k:] + nums[:-k]
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "x = [3, 1, 2]; assert tidy(x) is None and x == [1, 2, 3]",
+        "g = [[1], [2, 3]]; row = g[1]; double(g); assert g == [[2], [4, 6]] and row == [4, 6]",
+        "seen = {'a': 1}; count(['a', 'b'], seen); assert seen == {'a': 2, 'b': 1}",
+        "s = {1, 2}; empty(s); assert s == set()",
+        "b = bytearray(b'ab'); empty(b); assert not b",
+        "x = [1]; grow(x, (2,)); assert x == [1, 2, 1]",
+        "x = [1, 2, 3]; Solution().rotate(x, 1); assert x == [3, 1, 2]",
+    ],
+)
+def test_a_function_that_works_in_place_is_seen_to(test: str) -> None:
+    assert in_one_interpreter(IN_PLACE, test)
+    assert verdicts(IN_PLACE, [test]) == {test: True}
+
+
+def test_a_function_that_returns_something_leaves_what_the_tests_compare_with() -> None:
+    expected = "want = [1]; assert emptied(want) == len(want)"
+    assert in_one_interpreter(IN_PLACE, expected) and not verdicts(IN_PLACE, [expected])[expected]
