@@ -14,7 +14,7 @@ from rl4dlm.benchmarks.statistics import mean_figure, pass_figures
 from rl4dlm.data import EVAL_UID
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.diffusion.seeds import derive_seed
-from rl4dlm.reward.judge import Scorer, score_groups, trainer_state
+from rl4dlm.reward.rollout_scores import Scorer, score_groups, trainer_state
 from rl4dlm.rollout import Generate, Request
 from rl4dlm.types import Prompt, RolloutGroup
 

@@ -14,7 +14,7 @@ from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import RunError
 from rl4dlm.learner.weight_sync import Manifest
 from rl4dlm.recipe.sections import RewardConfig
-from rl4dlm.reward.judge import Scorer
+from rl4dlm.reward.rollout_scores import Scorer
 from rl4dlm.rollout import Request
 from rl4dlm.trainers.method import Metrics
 from rl4dlm.trainers.sft import SFTBatch

@@ -13,7 +13,7 @@ from rl4dlm.benchmarks.held_out import HeldOut, with_intervals
 from rl4dlm.decoding import SamplerSpec
 from rl4dlm.errors import RewardError
 from rl4dlm.recipe import AnyRecipe, Recipe
-from rl4dlm.reward.judge import (
+from rl4dlm.reward.rollout_scores import (
     NO_VERDICT,
     Scorer,
     is_correct,

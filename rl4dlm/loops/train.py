@@ -14,7 +14,7 @@ from rl4dlm.loops.rollouts import UpdateRollouts
 from rl4dlm.loops.session import Session, open_session
 from rl4dlm.loops.warm_start import warm_start
 from rl4dlm.recipe import Recipe
-from rl4dlm.reward.judge import is_correct, score_groups, score_steps, trainer_state
+from rl4dlm.reward.rollout_scores import is_correct, score_groups, score_steps, trainer_state
 from rl4dlm.run.folder import RunFolder
 from rl4dlm.run.preflight import Preflight, preflight
 from rl4dlm.run.reporter import Clock

@@ -17,10 +17,10 @@ from rl4dlm.diffusion.seeds import derive_seed
 from rl4dlm.errors import ModelError
 from rl4dlm.models.base import FamilyModel
 from rl4dlm.models.families import FAMILIES, Family, skeleton
+from rl4dlm.models.folder_facts import OpenFolder, open_folder
 from rl4dlm.models.folders import find_folder, headers_of
 from rl4dlm.models.memory import free_memory
 from rl4dlm.models.network_config import NetworkConfig, config_of, made_config
-from rl4dlm.models.opening import OpenFolder, open_folder
 from rl4dlm.models.quantise import Quantization, assemble_quantised, projections, require_quantisable
 from rl4dlm.models.weights import read_headers
 from rl4dlm.recipe.sections import ModelConfig, ModelInit

@@ -47,8 +47,8 @@ from rl4dlm.recipe.advice import sft_warnings_of, warnings_of
 from rl4dlm.recipe.objectives import BlockObjective, ObjectiveConfig, default_objective
 from rl4dlm.recipe.sections import ModelConfig, RewardConfig, RolloutConfig
 from rl4dlm.reward.entries import entries_of
-from rl4dlm.reward.judge import NO_VERDICT, decides
 from rl4dlm.reward.pool import RewardPool
+from rl4dlm.reward.rollout_scores import NO_VERDICT, decides
 from rl4dlm.rollout import check_sampler, sampler_notes
 from rl4dlm.rollout.external import find_engine
 from rl4dlm.run.folder import RunFolder

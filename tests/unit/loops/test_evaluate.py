@@ -15,7 +15,7 @@ from rl4dlm.loops.evaluate import evaluate, verify_steps
 from rl4dlm.recipe import load_recipe
 from rl4dlm.recipe.sections import RewardConfig
 from rl4dlm.reward.batch import Groups
-from rl4dlm.reward.judge import is_correct, score_steps
+from rl4dlm.reward.rollout_scores import is_correct, score_steps
 from rl4dlm.rollout import Request
 from rl4dlm.rollout.groups import group_rollouts, make_requests
 from rl4dlm.types import Predictions, Prompt, Rollout, Scores

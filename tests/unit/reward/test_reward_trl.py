@@ -10,8 +10,8 @@ import pytest
 from tiny import tiny_rollout
 
 from rl4dlm.recipe.sections import RewardConfig
-from rl4dlm.reward.judge import score_groups, trainer_state
 from rl4dlm.reward.pool import RewardPool
+from rl4dlm.reward.rollout_scores import score_groups, trainer_state
 from rl4dlm.types import Prompt, RolloutGroup
 
 PLUGIN = """
