@@ -20,6 +20,7 @@ reference without a number is refused by its row.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping
 from fractions import Fraction
@@ -52,6 +53,8 @@ EXAMPLES = [
 ]
 
 _TAIL = 4000
+_ANOTHER = re.compile(r"\s*(?:[-\u2013\u2014]|or|and|to)\s*[$]?[0-9]", re.IGNORECASE)
+"""A second number that is joined to a first one."""
 
 
 def gsm8k(
@@ -104,9 +107,19 @@ def final_number(text: str) -> Number | None:
     if places.opens_a_place(text):
         return None
     phrase = places.behind_phrase(text[-_TAIL:])
+    if phrase is not None and _hedges(phrase):
+        return None
     stated = numbers_in(phrase)[:1] if phrase is not None else []
     found_there = stated or numbers_in(text[-_TAIL:])[-1:]
     return found_there[0] if found_there else None
+
+
+def _hedges(phrase: str) -> bool:
+    """Whether the first number of a statement is one of two: `18-20`, `18 or 20`, `18 and 20`."""
+    first, *others = numbers_in(phrase)[:2] or [None]
+    if first is None or not others or abs(first.value) == abs(others[0].value):
+        return False
+    return _ANOTHER.match(phrase.partition(first.text)[2]) is not None
 
 
 def _number_of(place: str) -> Number | None:

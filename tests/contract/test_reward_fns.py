@@ -330,6 +330,12 @@ def test_sudoku_refuses_a_row_that_is_no_puzzle():
         ("20 - 18", 1.0),
         ("- 18 eggs", 1.0),
         ("It fell to -18", 0.0),
+        ("The answer is 18-20.", 0.0),
+        ("The answer is 18 or 20", 0.0),
+        ("The answer is 18 \u2013 20 eggs", 0.0),
+        ("The answer is 18 and 20.", 0.0),
+        ("The answer is 18 eggs, because 20 - 2 = 18.", 1.0),
+        ("The answer is 18, not 20.", 1.0),
     ],
 )
 def test_gsm8k_finds_the_final_number(completion, score):
