@@ -175,8 +175,8 @@ class Renderer:
             self._note_control_tokens([answer], where)
         asked = self.text(prompt, row, where)
         if not self.chat:
-            for answer in answers.values():
-                self._require_read([answer], where)
+            for name, answer in answers.items():
+                self._require_read([answer], where, name)
             return {"prompt": asked, **{name: answer["content"] for name, answer in answers.items()}}
         messages = self._messages(self._wrapped(prompt, row, where), where)
         texts = self._apply(
@@ -230,7 +230,7 @@ class Renderer:
         if isinstance(prompt, str):
             return prompt
         if len(prompt) == 1 and prompt[0]["role"] == "user":
-            self._require_read(prompt, where)
+            self._require_read(prompt, where, "prompt")
             return str(prompt[0]["content"])
         raise DataError(
             f"{where}: the prompt has {len(prompt)} chat messages, and no chat template is applied.\n"
@@ -253,8 +253,8 @@ class Renderer:
         """TRL's rendering of a conversation."""
         from trl.data_utils import apply_chat_template
 
-        for messages in example.values():
-            self._require_read(messages, where)
+        for name, messages in example.items():
+            self._require_read(messages, where, name)
         given, tools = self._options(row, where)
         try:
             texts: dict[str, str] = apply_chat_template(example, self.texts.tokenizer, tools=tools, **given)
@@ -299,8 +299,12 @@ class Renderer:
                 "Fix: correct the name, or remove it."
             )
 
-    def _require_read(self, messages: Messages, where: str) -> None:
-        """Fields of messages that nothing reads are refused where they carry meaning, else named once."""
+    def _require_read(self, messages: Messages, where: str, part: str) -> None:
+        """Fields of messages that nothing reads are refused where they carry meaning, else named once.
+
+        Args:
+            part: which messages of the row these are: `prompt`, `completion`, `chosen` or `rejected`.
+        """
         for index, message in enumerate(messages):
             for name, value in message.items():
                 unsaid = value in ("", [], {}) or (name in ("weight", "train") and value == 1)
@@ -309,7 +313,8 @@ class Renderer:
                 reader = "the tokenizer's chat template does not read it" if self.chat else self._no_reader
                 if name in CARRIES_MEANING:
                     raise DataError(
-                        f"{where}: message {index} ({message['role']}) has `{name}`, and {reader}.\n"
+                        f"{where}: message {index} of the {part} ({message['role']}) has `{name}`, and "
+                        f"{reader}.\n"
                         "Fix: use a chat template that reads it, write it into `content`, or remove it."
                     )
                 self._remarks.setdefault(

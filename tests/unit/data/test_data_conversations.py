@@ -84,13 +84,15 @@ def test_a_field_with_meaning_that_nothing_reads_is_refused(
     field: str, value: Any, template: str | None
 ) -> None:
     answer = {"role": "assistant", "content": "4", field: value}
-    with pytest.raises(DataError, match=rf"row 3: message 0 \(assistant\) has `{field}`, and .*\nFix: "):
+    with pytest.raises(
+        DataError, match=rf"row 3: message 0 of the completion \(assistant\) has `{field}`, and .*\nFix: "
+    ):
         render(CharTokenizer(template)).pair([USER], answer, {}, "row 3")
 
 
 @pytest.mark.parametrize("message", [{**USER, "images": ["a.png"]}, {**USER, "tool_call_id": "1"}])
 def test_a_prompts_field_that_nothing_reads_is_refused(message: Any, thinking: CharTokenizer) -> None:
-    with pytest.raises(DataError, match=r"row 3: message 0 \(user\) has "):
+    with pytest.raises(DataError, match=r"row 3: message 0 of the prompt \(user\) has "):
         render(thinking).text([message], {}, "row 3")
 
 
