@@ -14,7 +14,8 @@ if [ "${1:-}" = fast ] || [ $# = 0 ]; then
   .venv/bin/python -m pytest -m "not slow and not gpu" -n 2 --cov --cov-report=term "${@:2}"
 fi
 if [ $# = 0 ]; then
-  .venv/bin/python -m pytest -m "slow and not gpu"
+  # Two files at a time: runs wait for processes to start about half of their time.
+  .venv/bin/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile
 elif [ "$1" != fast ]; then
   .venv/bin/python -m pytest -m "not gpu" "$@"
 fi
