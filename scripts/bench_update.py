@@ -43,7 +43,7 @@ from rl4dlm.rollout.groups import group_rollouts
 from rl4dlm.trainers import make_method
 from rl4dlm.trainers.method import Method, Setting
 from rl4dlm.trainers.passes import micro_batches
-from rl4dlm.trainers.prepare import prepare as prepare_batch
+from rl4dlm.trainers.prepare import prepare_batch
 from rl4dlm.types import Denoiser, Prompt, RolloutGroup, Scores, TrainBatch
 
 Row = dict[str, Any]
